@@ -1,0 +1,128 @@
+"""The functions a user calls; each loads what it needs at its first use."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from dit_sparse.core import QKV, Context, Grid, Method, Plan
+from dit_sparse.errors import ArgumentError
+from dit_sparse.registry import get
+from dit_sparse.reporting import Report
+from dit_sparse.schedule import Schedule
+
+IMPLS = ("auto", "triton", "torch", "reference")
+P = TypeVar("P")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    method: str | Method,
+    *,
+    grid: Grid | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    impl: str = "auto",
+    **params: Any,
+) -> Tensor:
+    """Run one attention call with a sparse method; no model needed.
+
+    q: [B, H, Sq, D]; k, v: [B, Hkv, Skv, D], H a multiple of Hkv. grid: what the tokens mean;
+    without it the sequence is cut in raster blocks. causal: query i sees keys j <= i + Skv - Sq.
+    scale: of the logits, default D ** -0.5. impl: "auto", "triton", "torch" or "reference"; an
+    explicit choice never falls back. Returns [B, H, Sq, D].
+
+        out = dit_sparse.attention(q, k, v, "pisa", keep=0.15, grid=dit_sparse.Grid(21, 30, 52))
+    """
+    x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
+    return value(x, ctx)
+
+
+def plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    method: str | Method,
+    *,
+    grid: Grid | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    impl: str = "auto",
+    **params: Any,
+) -> Plan:
+    """Return the plan that `attention` with the same arguments would run."""
+    x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
+    return value.plan(x, ctx)
+
+
+def enable(
+    model: P, method: Any = "pisa", *, schedule: Schedule | None = None, **params: Any
+) -> P:
+    """Make the self-attention of a diffusers pipeline or transformer sparse, in place.
+
+    method: a registered name, a `Method` value, a `Profile`, or the path of one. schedule: when
+    to stay dense, instead of the method's own. Returns the same object; raises
+    `UnsupportedModelError` when its class has no attention this package can replace.
+
+        dit_sparse.enable(pipe, "pisa", keep=0.15)
+    """
+    from dit_sparse.integrations import diffusers
+
+    return diffusers.enable(model, method, schedule=schedule, **params)
+
+
+def disable(model: P) -> P:
+    """Restore the original attention, bit for bit; does nothing when not enabled."""
+    from dit_sparse.integrations import diffusers
+
+    return diffusers.disable(model)
+
+
+def report(model: Any) -> Report:
+    """Return where the last generation was sparse, at what density, and what stayed dense and why."""
+    from dit_sparse.integrations import diffusers
+
+    return diffusers.report(model)
+
+
+def _prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    method: str | Method,
+    grid: Grid | None,
+    causal: bool,
+    scale: float | None,
+    impl: str,
+    params: dict[str, Any],
+) -> tuple[QKV, Context, Method]:
+    """Check the arguments of `attention` and `plan` and build the values they share."""
+    if impl not in IMPLS:
+        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 4:
+            raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; expected [B, H, S, D]")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ArgumentError(
+            f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; "
+            "expected q [B, H, Sq, D], k and v [B, Hkv, Skv, D]"
+        )
+    if q.shape[1] % k.shape[1]:
+        raise ArgumentError(f"q has {q.shape[1]} heads, no multiple of the {k.shape[1]} of k")
+    if grid is not None and not q.shape[2] == k.shape[2] == grid.tokens:
+        raise ArgumentError(
+            f"grid={grid} has {grid.tokens} tokens; q has {q.shape[2]} and k has {k.shape[2]}"
+        )
+    if grid is not None and causal:
+        raise ArgumentError("causal=True goes without a grid: a video grid has no causal order")
+    if isinstance(method, str):
+        method = get(method, **params)
+    elif params:
+        raise ArgumentError(
+            f"{next(iter(params))!r} was given with a Method value; build it with "
+            "dit_sparse.get(name, ...) instead"
+        )
+    return QKV(q, k, v), Context(grid=grid, causal=causal, scale=scale, impl=impl), method

@@ -1,0 +1,1 @@
+"""Stage 1: how the tokens are ordered and cut into blocks."""

@@ -1,0 +1,50 @@
+"""Space-time tiles: each block is a small box of the token grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+
+from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Blocks are boxes of (frames, height, width) tokens, in raster order inside and outside.
+
+    A side that the tile does not divide is cut into ceil(side / tile) nearly equal parts, so no
+    token is padded and no sliver is left. still: the tile for images (grids of one frame).
+    Without a grid the sequence is cut in raster blocks of the same volume.
+    Used by DraftAttention (1, 8, 16), PISA (4, 4, 4; images 1, 8, 8).
+    """
+
+    tile: tuple[int, int, int] = (4, 4, 4)
+    still: tuple[int, int, int] | None = None
+
+    def __call__(self, x: QKV, ctx: Context) -> Layout:
+        if ctx.grid is None:
+            size = prod(self.tile)
+            return Layout(Blocks.uniform(x.q.shape[2], size), Blocks.uniform(x.k.shape[2], size))
+        tile = self.still if self.still and ctx.grid.frames == 1 else self.tile
+        blocks = _tiled(ctx.grid, tile, str(x.q.device))
+        return Layout(blocks, blocks)
+
+
+@lru_cache(maxsize=16)
+def _tiled(grid: Grid, tile: tuple[int, int, int], device: str) -> Blocks:
+    """Return the blocks of a grid; they depend on sizes alone, so each is built once."""
+    sides = (grid.frames, grid.height, grid.width)
+    parts = [-(-side // edge) for side, edge in zip(sides, tile, strict=True)]
+    # part i of a side holds the positions p with p * parts // side == i
+    part = [torch.arange(s) * n // s for s, n in zip(sides, parts, strict=True)]
+    t, h, w = torch.meshgrid(*part, indexing="ij")
+    box = ((t * parts[1] + h) * parts[2] + w).flatten()
+    order = torch.argsort(box, stable=True).to(device)
+    sizes = torch.bincount(box, minlength=prod(parts))
+    if (sizes == sizes[0]).all():
+        return Blocks.with_text(grid, int(sizes[0]), order, device=device)
+    ends = sizes.cumsum(0).int().to(device)
+    return Blocks.with_text(grid, int(sizes.max()), order, ends, device=device)

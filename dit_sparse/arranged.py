@@ -1,0 +1,41 @@
+"""Tensors between the given token order and the arranged one, moved once per call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dit_sparse.core import QKV, Blocks, Context, Layout
+from dit_sparse.kernels.contract import Cut
+from dit_sparse.kernels.permute import permute_tokens
+
+
+def arranged(x: QKV, layout: Layout, ctx: Context) -> QKV:
+    """Return q, k, v in arranged order; the stages of one call share the result."""
+
+    def move() -> QKV:
+        q, kv = layout.q.order, layout.kv.order
+        return QKV(
+            x.q if q is None else permute_tokens(x.q, q, impl=ctx.impl),
+            x.k if kv is None else permute_tokens(x.k, kv, impl=ctx.impl),
+            x.v if kv is None else permute_tokens(x.v, kv, impl=ctx.impl),
+        )
+
+    return ctx.once("arranged", move)
+
+
+def restored(out: Tensor, blocks: Blocks, ctx: Context) -> Tensor:
+    """Return an output [B, H, S, Dv] in arranged order to the given order."""
+    if blocks.order is None:
+        return out
+    return permute_tokens(out, blocks.order, inverse=True, impl=ctx.impl)
+
+
+def cut(blocks: Blocks) -> Cut:
+    """Return the cut of all blocks, as the kernels take it."""
+    return Cut(blocks.size, blocks.offsets)
+
+
+def video_cut(blocks: Blocks) -> Cut:
+    """Return the cut of the video blocks; their tokens come first in the arranged order."""
+    offsets = blocks.offsets
+    return Cut(blocks.size, None if offsets is None else offsets[..., : blocks.video + 1])

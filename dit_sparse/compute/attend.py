@@ -1,0 +1,61 @@
+"""From the plan to the output: exact blocks, and a remainder for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_sparse.arranged import arranged, cut, restored
+from dit_sparse.compute.remainder import Drop, Remainder
+from dit_sparse.core import QKV, Context, Plan
+from dit_sparse.kernels.attention import block_sparse_attention
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Exact softmax attention over the blocks of level 1; `remainder` stands for those of level 0."""
+
+    remainder: Remainder = Drop()
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        moved = arranged(x, plan.layout, ctx)
+        columns, tail = self.remainder(moved, plan, ctx)
+        kv_count, kv_index = plan.lists()
+        out, _ = block_sparse_attention(
+            *moved,
+            kv_count,
+            kv_index,
+            q_blocks=cut(plan.layout.q),
+            kv_blocks=cut(plan.layout.kv),
+            columns=columns,
+            tail=tail,
+            causal=plan.causal,
+            scale=ctx.scale,
+            impl=ctx.impl,
+        )
+        return restored(out, plan.layout.q, ctx)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Full softmax attention through PyTorch; the plan is not read."""
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        return dense(x, ctx)
+
+
+def dense(x: QKV, ctx: Context) -> Tensor:
+    """Return full attention [B, H, Sq, Dv]; causal means keys j <= i + Skv - Sq."""
+    mask = None
+    if ctx.causal and x.q.shape[2] != x.k.shape[2]:
+        shift = x.k.shape[2] - x.q.shape[2]
+        mask = x.q.new_ones(x.q.shape[2], x.k.shape[2], dtype=bool).tril_(shift)
+    return F.scaled_dot_product_attention(
+        *x,
+        attn_mask=mask,
+        is_causal=ctx.causal and mask is None,
+        scale=ctx.scale,
+        enable_gqa=x.q.shape[1] != x.k.shape[1],
+    )

@@ -1,0 +1,164 @@
+"""The nouns of the toolkit: a method is a value of four stages, a plan is plain tensors.
+
+    x, ctx -> arrange -> score -> select -> Plan -> compute -> output
+
+Dimensions: B batch, H query heads, Hkv key heads, S tokens, D head dim, M query blocks,
+N key blocks. Stages are frozen dataclasses; none of them reads a global or a pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dit_sparse.schedule import Schedule
+from dit_sparse.tokens import QKV, Blocks, Grid, Layout
+
+__all__ = ["QKV", "Blocks", "Context", "Grid", "Layout", "Method", "Plan"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What one attention call computes, as plain tensors.
+
+    level: [B, H, M, N] int8; 0 = left to the remainder, 1 = exact, l > 1 = pooled by 2^(l-1).
+    causal: query i sees keys j <= i + Skv - Sq. capacity: a known upper bound of the kept
+    blocks per row, so that the lists need not be N wide.
+    """
+
+    layout: Layout
+    level: Tensor
+    causal: bool = False
+    capacity: int | None = None
+
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """Return kv_count [B, H, M] and kv_index [B, H, M, C], int32, ascending, packed left."""
+        keep = self.level == 1
+        index = torch.argsort(keep.byte(), dim=-1, descending=True, stable=True)
+        return keep.sum(-1, dtype=torch.int32), index[..., : self.capacity].int()
+
+    def pairs(self) -> Tensor:
+        """Return the visible query-key token pairs of each block pair, [B|1, H|1, M, N] int64."""
+        device = self.level.device
+        rows = self.layout.q.bounds(device).long()[..., :, None]
+        cols = self.layout.kv.bounds(device).long()[..., None, :]
+        if not self.causal:
+            return rows.diff(dim=-2) * cols.diff(dim=-1)
+        # sum over rows below r of the keys seen past c is a triangle of this height
+        height = (rows + self.layout.kv.length - self.layout.q.length - cols).clamp_(min=0)
+        below = height * (height + 1) // 2
+        return -below.diff(dim=-2).diff(dim=-1)
+
+    def density(self) -> Tensor:
+        """Return the exact share of the visible query-key pairs, a 0-d float32 tensor."""
+        keep, pairs = self.level == 1, self.pairs().float()
+        share = pairs / pairs.sum((-2, -1), keepdim=True)
+        return (keep * share).sum() / (keep.shape[0] * keep.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Everything a stage may know besides the tensors.
+
+    state: a dict per (layer, CFG branch) that lives for one generation; the only thing a
+    method may write. cache: a dict for this call alone, shared by its stages through `once`.
+    weights: learned tensors of the method by name.
+    """
+
+    grid: Grid | None = None
+    layer: int = 0
+    step: int = 0
+    steps: int = 1
+    causal: bool = False
+    scale: float | None = None
+    impl: str = "auto"
+    state: dict[Hashable, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return `make()`, computed the first time a stage of this call asks for `key`."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
+
+
+class Arrange(Protocol):
+    """Stage 1: order and cut the tokens."""
+
+    def __call__(self, x: QKV, ctx: Context) -> Layout: ...
+
+
+class Score(Protocol):
+    """Stage 2: score [B, H, M, N] of the video blocks; larger = keep."""
+
+    def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor: ...
+
+
+class Select(Protocol):
+    """Stage 3: level [B, H, M, N] int8 of the video blocks."""
+
+    def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor: ...
+
+    def capacity(self, columns: int) -> int | None:
+        """Return the most blocks a row can keep of `columns`, None when only the data knows."""
+
+
+class Compute(Protocol):
+    """Stage 4: the output [B, H, Sq, Dv] in the original token order."""
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One sparse attention: four stages and a schedule, compared and hashed by value."""
+
+    arrange: Arrange
+    score: Score
+    select: Select
+    compute: Compute
+    schedule: Schedule = Schedule()
+
+    def plan(self, x: QKV, ctx: Context) -> Plan:
+        """Arrange, score and select: what `compute` would run for these tensors."""
+        layout = self.arrange(x, ctx)
+        score = self.score(x, layout, ctx)
+        future, diagonal = _causal_masks(layout, score.device) if ctx.causal else (None, None)
+        if future is not None:
+            score = score.masked_fill(future, float("-inf"))
+        level = self.select(score, layout, ctx)
+        if future is not None:
+            level = level.masked_fill(future, 0).masked_fill(diagonal, 1)
+        # text rows and columns are kept exactly, whatever the method: written once, here
+        text_q, text_kv = layout.q.text_blocks, layout.kv.text_blocks
+        level = torch.nn.functional.pad(level, (0, text_kv, 0, text_q), value=1)
+        capacity = self.select.capacity(layout.kv.video)
+        if text_q or ctx.causal or capacity is None:
+            capacity = None
+        elif text_kv:
+            capacity += text_kv
+        return Plan(layout, level, ctx.causal, capacity)
+
+    def __call__(self, x: QKV, ctx: Context) -> Tensor:
+        """Run the four stages: the output [B, H, Sq, Dv] in the original token order."""
+        return self.compute(x, self.plan(x, ctx), ctx)
+
+    def with_schedule(self, schedule: Schedule | None) -> Method:
+        """Return this method under another schedule (None keeps its own)."""
+        return self if schedule is None else replace(self, schedule=schedule)
+
+
+def _causal_masks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the block pairs that are wholly in the future and those on the diagonal, [.., M, N]."""
+    shift = layout.kv.length - layout.q.length
+    rows, cols = layout.q.bounds(device), layout.kv.bounds(device)
+    first, last = rows[..., :-1, None] + shift, rows[..., 1:, None] - 1 + shift
+    start, end = cols[..., None, :-1], cols[..., None, 1:]
+    return start > last, (start <= last) & (end > first)

@@ -1,0 +1,1 @@
+"""Bridges to host libraries; the only files that touch their private interfaces."""

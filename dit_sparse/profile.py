@@ -1,0 +1,102 @@
+"""Profiles: a method with its settings for one model, as TOML; data only."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.core import Method
+from dit_sparse.errors import ArgumentError, UnknownNameError
+from dit_sparse.registry import get
+from dit_sparse.schedule import Schedule
+
+TABLES = {"profile": ("model", "method"), "params": None, "schedule": None, "measured": None}
+LARGEST = 1 << 20  # bytes; a profile is a few lines
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings of one method for one model.
+
+    model: the name it was made for. method: a registered name. params: arguments of the method.
+    schedule: arguments of `Schedule`, instead of the method's own. measured: device, density,
+    speed, quality, prompts, commit, date; a profile without it is a draft.
+    """
+
+    model: str
+    method: str
+    params: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_draft(self) -> bool:
+        """True when nobody has measured these settings."""
+        return not self.measured
+
+    def build(self, **params: Any) -> Method:
+        """Return the method with these settings; `params` take precedence."""
+        method = get(self.method, **{**self.params, **params})
+        return method.with_schedule(Schedule(**self.schedule) if self.schedule else None)
+
+    def to_toml(self) -> str:
+        """Return the profile as TOML text."""
+        import tomli_w
+
+        tables: dict[str, Any] = {"profile": {"model": self.model, "method": self.method}}
+        for name in ("params", "schedule", "measured"):
+            if getattr(self, name):
+                tables[name] = getattr(self, name)
+        return tomli_w.dumps(tables)
+
+    @classmethod
+    def from_toml(cls, text: str, source: str = "profile") -> Profile:
+        """Read a profile from TOML text; `source` names it in error messages."""
+        if len(text) > LARGEST:
+            raise ArgumentError(f"{source}: {len(text)} characters; a profile has at most {LARGEST}")
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ArgumentError(f"{source}: not TOML: {error}") from None
+        unknown = sorted(set(tables) - set(TABLES))
+        if unknown:
+            raise ArgumentError(f"{source}: unknown table [{unknown[0]}]; known: {', '.join(TABLES)}")
+        wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
+        if wrong:
+            raise ArgumentError(f"{source}: {wrong[0]} must be a table")
+        head = tables.get("profile", {})
+        if set(head) != {"model", "method"} or not all(isinstance(v, str) for v in head.values()):
+            raise ArgumentError(f"{source}: [profile] must hold the strings model and method, no more")
+        rest = {name: tables.get(name, {}) for name in ("params", "schedule", "measured")}
+        profile = cls(head["model"], head["method"], **rest)
+        try:
+            profile.build()
+        except (ArgumentError, UnknownNameError, TypeError) as error:
+            raise ArgumentError(f"{source}: {error}") from None
+        return profile
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a profile from a file."""
+        path = Path(path)
+        if not path.is_file():
+            raise ArgumentError(f"profile={str(path)!r} is no file; shipped: {', '.join(shipped())}")
+        return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+
+
+def shipped() -> list[str]:
+    """Return the names of the profiles that come with the package, `<model>--<method>`."""
+    folder = resources.files("dit_sparse.profiles")
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def find(model: str, method: str) -> Profile | None:
+    """Return the shipped profile of a model and a method, None when there is none."""
+    name = f"{model}--{method}"
+    if name not in shipped():
+        return None
+    text = resources.files("dit_sparse.profiles").joinpath(f"{name}.toml").read_text("utf-8")
+    return Profile.from_toml(text, name)

@@ -1,0 +1,45 @@
+"""When a method is sparse: dense for the first steps and layers, sparse after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from dit_sparse.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Dense first steps and dense layers.
+
+    dense_steps: a number of denoising steps (int) or a share of them (float below 1).
+    dense_layers: the first n layers (int) or the numbers of the layers (tuple); layers are
+    counted over the self-attention layers of one transformer, from 0.
+    """
+
+    dense_steps: int | float = 0
+    dense_layers: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        steps, layers = self.dense_steps, self.dense_layers
+        if steps < 0 or (isinstance(steps, float) and steps >= 1 and steps != int(steps)):
+            raise ArgumentError(
+                f"schedule: dense_steps={steps} must be a count (0, 1, 2, ...) "
+                "or a share of the steps below 1"
+            )
+        if isinstance(layers, list):  # TOML has no tuples
+            object.__setattr__(self, "dense_layers", tuple(layers))
+        if min(layers if isinstance(layers, list | tuple) else (layers,), default=0) < 0:
+            raise ArgumentError(f"schedule: dense_layers={layers} must not be negative")
+
+    def first_sparse_step(self, steps: int) -> int:
+        """Return the number of dense steps at the start of a generation of `steps` steps."""
+        if isinstance(self.dense_steps, float) and self.dense_steps < 1:
+            return ceil(self.dense_steps * steps - 1e-9)
+        return int(self.dense_steps)
+
+    def at(self, layer: int, step: int, steps: int) -> str:
+        """Return "dense" or "sparse" for this layer at this step."""
+        layers = self.dense_layers
+        dense_layer = layer < layers if isinstance(layers, int) else layer in layers
+        return "dense" if dense_layer or step < self.first_sparse_step(steps) else "sparse"

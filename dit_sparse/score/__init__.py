@@ -1,0 +1,1 @@
+"""Stage 2: a score for each pair of a query block and a key block."""

@@ -1,0 +1,1 @@
+"""Stage 3: which block pairs are computed exactly."""

@@ -1,0 +1,281 @@
+"""The conformance suite: what every registered method must hold, also for methods out of tree.
+
+    from dit_sparse.testing import check_method
+    check_method("pisa")
+
+A property that a method misses by its nature is declared in `@register(..., xfail={...})`; a
+declared miss that holds after all is an error, so no declaration outlives its reason. Tensors are
+made on torch's default device: `torch.set_default_device("cuda")` runs the suite on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dit_sparse.compute.attend import dense
+from dit_sparse.core import QKV, Context, Grid, Method
+from dit_sparse.profile import Profile
+from dit_sparse.registry import Entry, entry
+from dit_sparse.select.topk import TopK
+
+GRIDS = {
+    "even": Grid(4, 8, 16),
+    "odd": Grid(3, 7, 13),
+    "image": Grid(1, 11, 18),
+    "text last": Grid(3, 8, 9, text=17),
+    "text first": Grid(2, 9, 16, text=5, text_first=True),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Random tensors on a grid, and the context that goes with them."""
+
+    grid: Grid
+    x: QKV
+
+    @classmethod
+    def make(cls, grid: Grid, batch: int = 2, heads: int = 2, dim: int = 16, seed: int = 0):
+        """Draw q, k, v [B, H, S, D] float64 whose neighbours on the grid resemble each other."""
+        g = torch.Generator("cpu").manual_seed(seed)
+        shape = (2, 3, batch, heads, grid.tokens, dim)
+        # the same numbers on every device, then moved to the default one
+        drift, noise = torch.randn(shape, generator=g, dtype=torch.float64, device="cpu")
+        drift = drift.cumsum(-2)
+        drift = 1.5 * (drift - drift.mean(-2, keepdim=True)) / drift.std(-2, keepdim=True)
+        return cls(grid, QKV(*(drift + noise).to(torch.get_default_device())))
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """Return the problem in another dtype."""
+        return replace(self, x=QKV(*(t.to(dtype) for t in self.x)))
+
+    def context(self, impl: str = "reference", **fields: object) -> Context:
+        """Return a fresh context for one call."""
+        return replace(Context(grid=self.grid, impl=impl, step=5, steps=10), **fields)
+
+    def run(self, method: Method, impl: str = "reference", **fields: object) -> Tensor:
+        """Return the method's output."""
+        return method(self.x, self.context(impl, **fields))
+
+
+def relative_error(out: Tensor, truth: Tensor) -> float:
+    """Return ||out - truth|| / ||truth||, in float64."""
+    truth = truth.double()
+    return ((out.double() - truth).norm() / truth.norm()).item()
+
+
+def rounding_band(dtype: torch.dtype) -> float:
+    """Return the relative error that storing a result in `dtype` may cost on its own."""
+    return torch.finfo(dtype).eps
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what `torch.empty` and its kin return with NaN, so that unwritten memory shows."""
+
+    def filled(make: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        out = make(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    with (
+        mock.patch.object(torch, "empty", partial(filled, torch.empty)),
+        mock.patch.object(torch, "empty_like", partial(filled, torch.empty_like)),
+    ):
+        yield
+
+
+def _is_a_value(found: Entry) -> None:
+    method = found.build()
+    assert method == found.build() and hash(method) == hash(found.build())
+    # TOML holds no None: a parameter that defaults to it is simply absent
+    params = {k: v for k, v in found.parameters.items() if v is not None}
+    profile = Profile("any", found.name, params)
+    again = Profile.from_toml(profile.to_toml())
+    assert again.build() == method, "parameters do not survive TOML"
+
+
+def _plan_is_valid(found: Entry) -> None:
+    for grid in GRIDS.values():
+        problem = Problem.make(grid)
+        plan = found.build().plan(problem.x, problem.context())
+        for blocks in plan.layout:
+            if blocks.order is not None:
+                every = torch.arange(grid.tokens).expand_as(blocks.order)
+                assert torch.equal(blocks.order.sort(-1).values, every), "order is no bijection"
+            bounds = blocks.bounds(plan.level.device)
+            assert (bounds.diff() >= 0).all() and (bounds[..., -1] == grid.tokens).all()
+            assert blocks.sizes(plan.level.device).max() <= blocks.size
+            text = grid.tokens - bounds[..., blocks.video]
+            assert (text == grid.text).all(), "text blocks hold something else than the text"
+        assert plan.level.dtype == torch.int8 and (plan.level >= 0).all()
+        kept = plan.level == 1
+        assert kept.any(-1).all(), "a row keeps no block"
+        if grid.text:
+            q, kv = plan.layout
+            assert kept[..., q.video :, :].all() and kept[..., :, kv.video :].all()
+        count, index = plan.lists()
+        valid = torch.arange(index.shape[-1]) < count[..., None]
+        listed = torch.zeros_like(kept).scatter_(-1, index.long(), valid)
+        assert torch.equal(listed, kept), "the lists differ from the levels"
+
+
+def _dense_limit(found: Entry) -> None:
+    for grid in GRIDS.values():
+        problem = Problem.make(grid)
+        out = problem.run(replace(found.build(), select=TopK(1.0)))
+        assert relative_error(out, dense(problem.x, problem.context())) < 1e-12
+
+
+def _kernel_equals_reference(found: Entry) -> None:
+    """On one plan, so that ties in a top-k cannot fail a correct kernel."""
+    method = found.build()
+    for grid in GRIDS.values():
+        exact, single = Problem.make(grid), Problem.make(grid).to(torch.float32)
+        plan = method.plan(exact.x, exact.context())
+        truth = method.compute(exact.x, plan, exact.context())
+        eager = method.compute(single.x, plan, single.context())
+        out = method.compute(single.x, plan, single.context("auto"))
+        bound = 2 * relative_error(eager, truth) + rounding_band(torch.float32)
+        assert relative_error(out, truth) <= bound
+
+
+def _batch_independent(found: Entry) -> None:
+    problem, method = Problem.make(GRIDS["odd"]), found.build()
+    both = problem.run(method)
+    for i in range(2):
+        alone = replace(problem, x=QKV(*(t[i : i + 1] for t in problem.x))).run(method)
+        assert relative_error(alone, both[i : i + 1]) < 1e-12
+
+
+def _head_equivariant(found: Entry) -> None:
+    problem, method = Problem.make(GRIDS["odd"]), found.build()
+    turned = replace(problem, x=QKV(*(t.flip(1) for t in problem.x)))
+    assert relative_error(turned.run(method).flip(1), problem.run(method)) < 1e-12
+
+
+def _deterministic(found: Entry) -> None:
+    problem, method = Problem.make(GRIDS["even"]), found.build()
+    first, second = (method.plan(problem.x, problem.context()).level for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def _keeps_dtype_and_shape(found: Entry) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for impl in ("reference", "auto"):
+            problem = Problem.make(GRIDS["text last"]).to(dtype)
+            with poisoned():
+                out = problem.run(found.build(), impl)
+            assert out.dtype == dtype and out.shape == problem.x.q.shape
+            assert out.isfinite().all()
+
+
+def _any_length(found: Entry) -> None:
+    for tokens in (1, 63, 64, 65, 130):
+        for grid in (Grid(1, 1, tokens), Grid(tokens, 1, 1), Grid(1, 1, tokens, text=3)):
+            problem = Problem.make(grid, batch=1)
+            assert problem.run(found.build(), "auto").isfinite().all()
+
+
+def _grouped_heads(found: Entry) -> None:
+    """Grouped key heads equal the same heads repeated."""
+    problem, method = Problem.make(GRIDS["odd"], heads=4), found.build()
+    few = QKV(problem.x.q, problem.x.k[:, ::2], problem.x.v[:, ::2])
+    many = QKV(few.q, *(t.repeat_interleave(2, dim=1) for t in few[1:]))
+    for impl in ("reference", "auto"):
+        out = replace(problem, x=few).run(method, impl)
+        assert relative_error(out, replace(problem, x=many).run(method, impl)) < 1e-10
+
+
+def _budget_lowers_error(found: Entry) -> None:
+    if "keep" not in found.parameters:
+        return
+    problem = Problem.make(Grid(8, 12, 16), batch=1)
+    truth = dense(problem.x, problem.context())
+    errors = [relative_error(problem.run(found.build(keep=k)), truth) for k in (0.1, 0.4, 1.0)]
+    assert errors[0] * 1.05 >= errors[1] and errors[1] * 1.05 >= errors[2], errors
+
+
+def _state_is_clean(found: Entry) -> None:
+    """A reset state equals a fresh one, and two CFG branches do not mix."""
+    one, two = (Problem.make(GRIDS["even"], seed=s) for s in (1, 2))
+    method = found.build()
+    states: tuple[dict, dict] = ({}, {})
+    mixed = [
+        p.run(method, step=step, state=state)
+        for step in (4, 5)
+        for p, state in zip((one, two), states, strict=True)
+    ]
+    state: dict = {}
+    alone = [one.run(method, step=step, state=state) for step in (4, 5)]
+    assert torch.equal(mixed[0], alone[0]) and torch.equal(mixed[2], alone[1])
+    state.clear()
+    assert torch.equal(one.run(method, step=4, state=state), alone[0])
+
+
+def _density_is_counted(found: Entry) -> None:
+    for grid in GRIDS.values():
+        problem = Problem.make(grid)
+        plan = found.build().plan(problem.x, problem.context())
+        q, kv = (blocks.sizes(plan.level.device).expand(2, 2, -1) for blocks in plan.layout)
+        counted = torch.stack(
+            [
+                (plan.level[b, h] == 1).repeat_interleave(q[b, h], 0).repeat_interleave(kv[b, h], 1)
+                for b in range(2)
+                for h in range(2)
+            ]
+        )
+        assert abs(counted.double().mean().item() - plan.density().item()) < 1e-5
+
+
+def _is_documented(found: Entry) -> None:
+    assert found.arxiv and found.arxiv in found.doc, "the docstring lacks the arXiv id"
+    for stage in ("arrange", "score", "select", "compute"):
+        assert f"-> {stage}" in found.doc, f"the algorithm box lacks '-> {stage}'"
+    assert "Differs from the paper" in found.doc
+
+
+PROPERTIES: dict[str, Callable[[Entry], None]] = {
+    check.__name__.strip("_"): check
+    for check in (
+        _is_a_value,
+        _plan_is_valid,
+        _dense_limit,
+        _kernel_equals_reference,
+        _batch_independent,
+        _head_equivariant,
+        _deterministic,
+        _keeps_dtype_and_shape,
+        _any_length,
+        _grouped_heads,
+        _budget_lowers_error,
+        _state_is_clean,
+        _density_is_counted,
+        _is_documented,
+    )
+}
+
+
+def check_property(name: str, prop: str) -> None:
+    """Check one property of one method; a declared miss must really miss."""
+    found = entry(name)
+    reason = found.xfail.get(prop)
+    try:
+        PROPERTIES[prop](found)
+    except AssertionError as error:
+        if reason is None:
+            raise AssertionError(f"{name} misses {prop}: {error}") from error
+        return
+    assert reason is None, f"{name} declares to miss {prop} ({reason}) but holds it"
+
+
+def check_method(name: str) -> None:
+    """Check every property of a registered method; raises AssertionError at the first miss."""
+    for prop in PROPERTIES:
+        check_property(name, prop)

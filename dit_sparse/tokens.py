@@ -1,0 +1,142 @@
+"""What the token axis means, and how it is ordered and cut into blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dit_sparse.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the token axis means: frames x height x width video tokens plus joint text tokens.
+
+    text: number of text tokens in the joint sequence (0 when text has its own cross-attention);
+    text_first: True when they stand before the video tokens.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text: int = 0
+    text_first: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"Grid: {name}={getattr(self, name)} must be at least 1")
+        if self.text < 0:
+            raise ArgumentError(f"Grid: text={self.text} must not be negative")
+
+    @property
+    def video(self) -> int:
+        """Number of video tokens."""
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Length of the whole sequence."""
+        return self.video + self.text
+
+
+class QKV(NamedTuple):
+    """The tensors of one attention call: q [B, H, Sq, D], k and v [B, Hkv, Skv, D]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A permutation of the token axis and its cut into blocks.
+
+    order: [B|1, H|1, S] int64, the token at each arranged position; None keeps the given order.
+    size: tokens of the largest block. offsets: [B|1, H|1, M+1] int32 where each block starts;
+    None when every block but the last holds exactly `size` tokens.
+    text_blocks: number of blocks at the end that hold the `text_tokens` joint text tokens.
+    """
+
+    length: int
+    size: int
+    count: int
+    order: Tensor | None = None
+    offsets: Tensor | None = None
+    text_blocks: int = 0
+    text_tokens: int = 0
+
+    @classmethod
+    def uniform(cls, length: int, size: int, order: Tensor | None = None) -> Blocks:
+        """Cut `length` tokens into blocks of `size`; the last may be shorter."""
+        size = min(size, length)
+        return cls(length, size, -(-length // size), order)
+
+    @classmethod
+    def with_text(
+        cls,
+        grid: Grid,
+        size: int,
+        order: Tensor | None = None,
+        ends: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Blocks:
+        """Put the text of a joint sequence behind the video, in blocks of its own.
+
+        order: [video] the arranged video tokens, counted from 0; None keeps the raster order.
+        ends: [Mv] int32 where each video block ends; None cuts every `size` tokens.
+        """
+        video = torch.arange(grid.video, device=device) if order is None else order
+        text = torch.arange(grid.text, device=device)
+        if grid.text and grid.text_first:
+            order = torch.cat([video + grid.text, text])
+        elif order is not None:
+            order = torch.cat([video, text + grid.video])
+        order = None if order is None else order[None, None]
+        if ends is None and not (grid.text and grid.video % size):
+            count, text_blocks = -(-grid.tokens // size), -(-grid.text // size)
+            return cls(grid.tokens, size, count, order, None, text_blocks, grid.text)
+        if ends is None:
+            ends = _ends(grid.video, size, device)
+        tail = _ends(grid.text, size, device) + grid.video
+        offsets = torch.cat([ends.new_zeros(1), ends, tail])[None, None]
+        count = offsets.shape[-1] - 1
+        return cls(grid.tokens, size, count, order, offsets, len(tail), grid.text)
+
+    @property
+    def video(self) -> int:
+        """Number of blocks that hold video tokens."""
+        return self.count - self.text_blocks
+
+    @property
+    def video_tokens(self) -> int:
+        """Number of video tokens; they come first in the arranged order."""
+        return self.length - self.text_tokens
+
+    def bounds(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the offsets [B|1, H|1, M+1] int32, whatever the form of the cut."""
+        if self.offsets is not None:
+            return self.offsets
+        ends = _ends(self.length, self.size, device)
+        return torch.cat([ends.new_zeros(1), ends])[None, None]
+
+    def sizes(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the number of tokens of each block, [B|1, H|1, M] int32."""
+        return self.bounds(device).diff(dim=-1)
+
+
+class Layout(NamedTuple):
+    """How queries and keys are ordered and cut; they may differ."""
+
+    q: Blocks
+    kv: Blocks
+
+
+def _ends(length: int, size: int, device: torch.device | str) -> Tensor:
+    """Return where each block of `size` tokens ends, [ceil(length / size)] int32."""
+    count = -(-length // size)
+    steps = torch.arange(1, count + 1, dtype=torch.int32, device=device) * size
+    return steps.clamp_(max=length)

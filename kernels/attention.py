@@ -1,0 +1,186 @@
+"""Block-sparse attention: the public wrapper, its dispatch, and the one `torch.library` op.
+
+    out_i = ( sum_{j kept} e^{s q_i k_j} v_j  +  sum_c e^{s q_i k_c + bias_c} v_c ) / Z_i  +  (mass_i / Z_i) s q_i T
+
+Z_i sums both groups of exponentials, mass_i the columns alone. Every method of the package ends here: kept blocks
+(draft, svg2, vsa, ...), pooled levels and centroids as columns (psa, ...), PISA's first order as the tail.
+Importing this file imports no Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import torch
+from torch import Tensor
+
+from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, check
+
+__all__ = ["Columns", "Cut", "block_sparse_attention", "implementation"]
+
+_MODULES = {"triton": "block_sparse", "torch": "gather", "reference": "reference"}
+
+
+@functools.cache
+def _triton_missing() -> str:
+    try:
+        importlib.import_module("triton")
+    except Exception as error:
+        return f"triton cannot be imported ({type(error).__name__})"
+    return ""
+
+
+@functools.cache
+def _device_missing(index: int) -> str:
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
+        return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
+    return _triton_missing()
+
+
+def implementation(q: Tensor) -> tuple[str, str]:
+    """Return (name, reason) of the implementation that `impl="auto"` takes for tensors like q."""
+    if q.device.type != "cuda":
+        return "torch", f"tensors are on {q.device.type}"
+    if q.dtype == torch.float64:
+        return "torch", "the triton kernel has no float64"
+    if max(q.shape[-1], 1) > 256:
+        return "torch", f"head dim {q.shape[-1]} is above the triton kernel's 256"
+    reason = _device_missing(q.device.index or 0)
+    return ("torch", reason) if reason else ("triton", f"{torch.cuda.get_device_name(q.device)}")
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_count: Tensor,
+    kv_index: Tensor,
+    *,
+    q_blocks: Cut | int,
+    kv_blocks: Cut | int,
+    columns: Columns | None = None,
+    tail: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend every query block to its listed key blocks, and to extra columns in the same softmax.
+
+    q: [B, H, Sq, D] in arranged order; k: [B, Hkv, Skv, D], v: [B, Hkv, Skv, Dv]; kv head = q head // (H // Hkv)
+    kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their distinct ids,
+        packed left, C <= N; any order is correct, ascending is fastest
+    q_blocks, kv_blocks: a block size (the last block may be short) or a Cut with offsets
+    columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) * scale * q @ tail
+    causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their mask alone)
+    scale: default D ** -0.5; impl: auto, triton, torch or reference; an explicit choice never falls back
+    returns: out [B, H, Sq, Dv] in q's dtype, lse [B, H, Sq] float32 (natural log, exact keys and columns);
+        a query that sees nothing, or lies in no block, gives 0 and -inf
+
+    Differentiable in q, k, v, columns and tail with the lists frozen; backward recomputes in torch (correct, slow).
+
+    >>> x = torch.randn(1, 2, 256, 64)
+    >>> count = torch.full((1, 2, 4), 2, dtype=torch.int32)
+    >>> index = torch.tensor([0, 3], dtype=torch.int32).expand(1, 2, 4, 2)
+    >>> out, lse = block_sparse_attention(x, x, x, count, index, q_blocks=64, kv_blocks=64)
+    """
+    if impl not in ("auto", *_MODULES):
+        raise ValueError(f"impl must be auto, {', '.join(_MODULES)}, got {impl!r}")
+    q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, scale)
+    c = columns or Columns(None, None)  # type: ignore[arg-type]
+    if c.k is not None and c.k.shape[2] == 0:
+        c, tail = Columns(None, None), None  # type: ignore[arg-type]
+    return torch.ops.dit_sparse.block_sparse_attention(
+        q, k, v, kv_count, kv_index, q_blocks.size, q_blocks.offsets, kv_blocks.size, kv_blocks.offsets,
+        c.k, c.v, c.bias, c.mask, tail, causal, scale, impl,
+    )  # fmt: skip
+
+
+def _dispatch(
+    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
+    col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+):  # fmt: skip
+    name = implementation(q)[0] if impl == "auto" else impl
+    if name == "triton" and _triton_missing():
+        raise RuntimeError(f"impl='triton' cannot run: {_triton_missing()}")
+    module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
+    columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
+    return module.block_sparse_attention(
+        q, k, v, kv_count, kv_index, q_blocks=Cut(q_size, q_offsets), kv_blocks=Cut(kv_size, kv_offsets),
+        columns=columns, tail=tail, causal=causal, scale=scale,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("dit_sparse::block_sparse_attention", mutates_args=())
+def _attention_op(
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets: Tensor | None,
+    kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None,
+    col_mask: Tensor | None, tail: Tensor | None, causal: bool, scale: float, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, lse = allocate(q, v.shape[-1])
+    result = _dispatch(
+        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
+        col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+    )  # fmt: skip
+    if result[0].stride() == out.stride():
+        return result
+    # torch and reference return their own memory order; the op promises the one of `allocate`
+    return out.copy_(result[0]), result[1]
+
+
+@_attention_op.register_fake
+def _attention_fake(q, k, v, *rest):
+    return allocate(q, v.shape[-1])
+
+
+# places of the differentiable inputs: q, k, v, col_k, col_v, col_bias, tail
+_PLACES = (0, 1, 2, 9, 10, 11, 13)
+
+
+@torch.library.custom_op("dit_sparse::block_sparse_attention_backward", mutates_args=())
+def _backward_op(
+    grad_out: Tensor, grad_lse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets: Tensor | None,
+    kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None,
+    col_mask: Tensor | None, tail: Tensor | None, causal: bool, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    args = [
+        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
+        col_k, col_v, col_bias, col_mask, tail, causal, scale, "torch",
+    ]  # fmt: skip
+    with torch.enable_grad():
+        for place in _PLACES:
+            if args[place] is not None:
+                args[place] = args[place].detach().requires_grad_()
+        out, lse = _dispatch(*args)
+        # a query that sees nothing has lse -inf and no gradient
+        lse = torch.where(lse.isinf(), torch.zeros_like(lse), lse)
+        inputs = [args[p] for p in _PLACES if args[p] is not None]
+        grads = torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse), allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g.contiguous() for x, g in zip(inputs, grads, strict=True)]
+
+
+@_backward_op.register_fake
+def _backward_fake(grad_out, grad_lse, *args):
+    inputs = [args[p] for p in _PLACES if args[p] is not None]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.plain = tuple(None if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _backward(ctx, grad_out, grad_lse):
+    pairs = zip(ctx.saved_tensors, ctx.plain, strict=True)
+    inputs = [saved if saved is not None else plain for saved, plain in pairs]
+    grads = torch.ops.dit_sparse.block_sparse_attention_backward(grad_out, grad_lse, *inputs[:-1])
+    result: list = [None] * len(inputs)
+    for place, grad in zip((p for p in _PLACES if inputs[p] is not None), grads, strict=True):
+        result[place] = grad if ctx.needs_input_grad[place] else None
+    return tuple(result)
+
+
+_attention_op.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,150 @@
+"""The arguments every attention implementation shares: cuts, columns, and their checks (torch only).
+
+Used by all files of this folder; imports nothing of `dit_sparse` outside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Cut a token axis into blocks.
+
+    size: tokens per block (the last may be short); with offsets, the static upper bound of a block's size
+    offsets: None, or int32 [B or 1, H or Hkv or 1, N + 1] ascending token positions; equal neighbours are an
+        empty block, tokens outside [offsets[0], offsets[N]) belong to no block
+
+    Example: `Cut(128)`, or `Cut(200, offsets)` for clusters of at most 200 tokens.
+    """
+
+    size: int
+    offsets: Tensor | None = None
+
+    def count(self, tokens: int) -> int:
+        """Return the number of blocks on an axis of `tokens` tokens."""
+        return -(-tokens // self.size) if self.offsets is None else self.offsets.shape[-1] - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Extra key columns that share the softmax of the exact blocks (pooled remainder, centroids).
+
+    k: [B, H or Hkv, C2, D], v: [B, H or Hkv, C2, Dv]
+    bias: None or float32 [B or 1, H or 1, C2], added to the scaled logit (log n for a group of n tokens)
+    mask: None or bool/int8 [B or 1, H or 1, M, C2], which query block sees which column (None: all see all)
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def as_cut(blocks: Cut | int) -> Cut:
+    """Return `blocks` as a Cut; a plain int is a uniform block size."""
+    return blocks if isinstance(blocks, Cut) else Cut(blocks)
+
+
+def per_head(x: Tensor, batch: int, heads: int) -> Tensor:
+    """Expand axes 0 and 1 of x ([B or 1, H or Hkv or 1, ...]) to [batch, heads, ...]."""
+    if x.shape[1] not in (1, heads):
+        x = x.repeat_interleave(heads // x.shape[1], 1)
+    return x.expand(batch, heads, *x.shape[2:])
+
+
+def block_bounds(cut: Cut, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return first and past-the-end token of every block, int64 [B or 1, H or 1, N] each."""
+    if cut.offsets is not None:
+        off = cut.offsets.long()
+        return off[..., :-1], off[..., 1:]
+    start = torch.arange(cut.count(tokens), device=device)[None, None] * cut.size
+    return start, (start + cut.size).clamp(max=tokens)
+
+
+def allocate(q: Tensor, head_dim_v: int) -> tuple[Tensor, Tensor]:
+    """Allocate out [B, H, Sq, Dv], in memory order [B, S, H, D] if q is stored so, and lse [B, H, Sq]."""
+    batch, heads, tokens, _ = q.shape
+    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
+    if q.stride(1) < q.stride(2):
+        return q.new_empty(batch, tokens, heads, head_dim_v).transpose(1, 2), lse
+    return q.new_empty(batch, heads, tokens, head_dim_v), lse
+
+
+def _want(ok: bool, name: str, rule: str, got: object) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {rule}, got {got}")
+
+
+def _text(x: object) -> str:
+    return f"{str(x.dtype)[6:]} {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+
+
+def _shaped(name: str, x: object, *axes: object, dtype: object = None) -> None:
+    """Raise unless x is a tensor whose axes are the given sizes (a tuple lists the allowed ones)."""
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    ok = isinstance(x, Tensor) and x.dim() == len(axes) and (dtype is None or x.dtype in dtypes)
+    ok = ok and all(n in a if isinstance(a, tuple) else n == a for n, a in zip(x.shape, axes, strict=True))
+    if not ok:
+        word = "a tensor" if dtype is None else " or ".join(str(d)[6:] for d in dtypes)
+        sizes = ", ".join(" or ".join(map(str, dict.fromkeys(a))) if isinstance(a, tuple) else str(a) for a in axes)
+        raise ValueError(f"{name} must be {word} of shape [{sizes}], got {_text(x)}")
+
+
+def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
+    """Raise one clear line unless `cut` is valid for a tensor of `batch` and `heads`."""
+    ok = isinstance(cut.size, int | torch.SymInt) and not isinstance(cut.size, bool) and cut.size >= 1
+    _want(ok, name, "a Cut or a block size of at least 1", repr(cut.size))
+    if cut.offsets is not None:
+        blocks = max(cut.offsets.shape[-1], 2) if cut.offsets.dim() == 3 else "N + 1"
+        _shaped(f"{name}.offsets", cut.offsets, (1, batch), (1, *heads), blocks, dtype=torch.int32)
+
+
+def check(
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor,
+    q_blocks: Cut, kv_blocks: Cut, columns: Columns | None, tail: Tensor | None, scale: float,
+) -> None:  # fmt: skip
+    """Raise one line naming the argument and its value if the call breaks the contract; reads no device data."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        ok = isinstance(x, Tensor) and x.dim() == 4 and x.dtype in DTYPES
+        _want(ok, name, "a floating 4-D tensor [B, H, S, D]", _text(x))
+    batch, heads, s_q, dim = q.shape
+    kv_heads, s_kv, dim_v = k.shape[1], k.shape[2], v.shape[3]
+    _want(kv_heads > 0 and heads % kv_heads == 0, "k", f"of a head count that divides q's {heads}", _text(k))
+    _want(min(s_q, s_kv, dim, dim_v) > 0, "q, k, v", "without an axis of size 0", f"{_text(q)}, {_text(k)}")
+    _shaped("k", k, batch, kv_heads, s_kv, dim, dtype=q.dtype)
+    _shaped("v", v, batch, kv_heads, s_kv, dim_v, dtype=q.dtype)
+    check_cut("q_blocks", q_blocks, batch, (heads,))
+    check_cut("kv_blocks", kv_blocks, batch, (kv_heads, heads))
+    rows, blocks = q_blocks.count(s_q), kv_blocks.count(s_kv)
+    _shaped("kv_count", kv_count, batch, heads, rows, dtype=torch.int32)
+    capacity = kv_index.shape[-1] if isinstance(kv_index, Tensor) and kv_index.dim() == 4 else "C"
+    _shaped("kv_index", kv_index, batch, heads, rows, capacity, dtype=torch.int32)
+    _want(capacity <= blocks, "kv_index", f"of a capacity of at most {blocks} key blocks", _text(kv_index))
+    _want(scale > 0, "scale", "a positive number", repr(scale))
+    groups = (heads, kv_heads)
+    if columns is not None:
+        ok = isinstance(columns, Columns) and isinstance(columns.k, Tensor) and columns.k.dim() == 4
+        _want(ok, "columns", "a Columns(k, v, bias, mask)", type(columns).__name__)
+        n = columns.k.shape[2]
+        _shaped("columns.k", columns.k, batch, groups, n, dim, dtype=q.dtype)
+        _shaped("columns.v", columns.v, batch, columns.k.shape[1], n, dim_v, dtype=q.dtype)
+        if columns.bias is not None:
+            _shaped("columns.bias", columns.bias, (1, batch), (1, *groups), n, dtype=torch.float32)
+        if columns.mask is not None:
+            kinds = (torch.bool, torch.int8)
+            _shaped("columns.mask", columns.mask, (1, batch), (1, heads), rows, n, dtype=kinds)
+    if tail is not None:
+        _want(columns is not None, "tail", "given together with columns", "columns=None")
+        _shaped("tail", tail, batch, groups, dim, dim_v)
+    extra = [x for x in (q_blocks.offsets, kv_blocks.offsets, tail) if x is not None]
+    if columns is not None:
+        extra += [x for x in (columns.k, columns.v, columns.bias, columns.mask) if x is not None]
+    for x in (k, v, kv_count, kv_index, *extra):
+        _want(x.device == q.device, "every tensor", f"on q's device {q.device}", f"{_text(x)} on {x.device}")

@@ -1,0 +1,19 @@
+"""Settings of the whole test run."""
+
+import os
+
+import pytest
+import torch
+
+# without a GPU the Triton kernels run in Triton's interpreter; it must be chosen before the import
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, alone or in company."""
+    torch.manual_seed(0)

@@ -1,0 +1,54 @@
+"""Profiles are data: they survive TOML, and a bad one says why."""
+
+import pytest
+
+from dit_sparse import Profile, Schedule
+from dit_sparse.errors import ArgumentError
+from dit_sparse.profile import shipped
+
+GOOD = '[profile]\nmodel = "m"\nmethod = "pisa"\n[params]\nkeep = 0.2\n[schedule]\ndense_steps = 2\n'
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text(GOOD)
+    profile = Profile.load(path)
+    assert Profile.from_toml(profile.to_toml()) == profile and profile.is_draft
+    assert profile.build().schedule == Schedule(2) and profile.build(keep=0.5).select.keep == 0.5
+
+
+@pytest.mark.parametrize(
+    "text,word",
+    [
+        ("[profile", "not TOML"),
+        (GOOD + "[extra]\n", "extra"),
+        (GOOD.replace("pisa", "pissa"), "pissa"),
+        (GOOD.replace("keep = 0.2", "keep = 2.0"), "keep=2.0"),
+        (GOOD.replace("keep", "kep"), "kep"),
+        (GOOD.replace("dense_steps = 2", "dense_steps = -2"), "dense_steps=-2"),
+        (GOOD.replace("dense_steps", "warmup"), "warmup"),
+        (GOOD.replace("dense_steps = 2", 'dense_steps = "two"'), "dense_steps"),
+        ('profile = "x"\n', "profile"),
+        ('[profile]\nmodel = "m"\n', "method"),
+        ("x" * (1 << 21), "characters"),
+    ],
+)
+def test_bad_profiles(tmp_path, text, word):
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match="p.toml") as caught:
+        Profile.load(path)
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_profile(tmp_path):
+    with pytest.raises(ArgumentError, match="is no file"):
+        Profile.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_profiles_load(name):
+    from dit_sparse.profile import find
+
+    profile = find(*name.split("--"))
+    assert profile is not None and profile.build() and name == f"{profile.model}--{profile.method}"

@@ -1,0 +1,151 @@
+"""The nouns and the stages by themselves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dit_sparse
+from dit_sparse.arrange.raster import Raster
+from dit_sparse.arrange.tiles import Tiles
+from dit_sparse.compute.attend import Attend
+from dit_sparse.core import QKV, Blocks, Context, Grid, Layout, Method, Plan
+from dit_sparse.errors import ArgumentError, UnknownNameError
+from dit_sparse.schedule import Schedule
+from dit_sparse.score.pooled import PooledDot
+from dit_sparse.select.topk import HeadTopK, TopK
+from dit_sparse.testing import Problem, relative_error
+
+
+def layout_of(arrange, grid):
+    return arrange(Problem.make(grid, batch=1, heads=1, dim=8).x, Context(grid=grid))
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 8, 8), Grid(5, 9, 13), Grid(2, 3, 4, 7), Grid(3, 6, 6, 5, True)])
+def test_tiles_hold_boxes(grid):
+    blocks = layout_of(Tiles((2, 4, 4)), grid).kv
+    order = blocks.order[0, 0, : grid.video] - (grid.text if grid.text_first else 0)
+    t, rest = order // (grid.height * grid.width), order % (grid.height * grid.width)
+    place = torch.stack([t, rest // grid.width, rest % grid.width], -1)
+    bounds = blocks.bounds()[0, 0]
+    for a, b in zip(bounds[: blocks.video], bounds[1:], strict=False):
+        low, high = place[a:b].amin(0), place[a:b].amax(0)
+        assert (high - low < torch.tensor([2, 4, 4])).all()
+        assert (high - low + 1).prod() == b - a, "a block is no full box"
+
+
+def test_text_stands_behind_the_video():
+    blocks = layout_of(Raster(8), Grid(1, 3, 5, text=10, text_first=True)).q
+    assert blocks.order[0, 0].tolist() == [*range(10, 25), *range(10)]
+    assert blocks.bounds()[0, 0].tolist() == [0, 8, 15, 23, 25] and blocks.text_blocks == 2
+
+
+@pytest.mark.parametrize("sq,skv,size", [(10, 10, 4), (7, 20, 4), (16, 16, 8)])
+def test_causal_pairs_are_counted(sq, skv, size):
+    layout = Layout(Blocks.uniform(sq, size), Blocks.uniform(skv, size))
+    m, n = layout.q.count, layout.kv.count
+    plan = Plan(layout, torch.ones(1, 1, m, n, dtype=torch.int8), causal=True)
+    mask = torch.ones(sq, skv).tril(skv - sq)
+    rows = [r.sum(0) for r in mask.split(size)]
+    counted = torch.stack([torch.stack([c.sum() for c in r.split(size)]) for r in rows])
+    assert torch.equal(plan.pairs()[0, 0], counted.long())
+
+
+@pytest.mark.parametrize("sq,skv", [(40, 40), (13, 40)])
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_causal_dense_limit(sq, skv, impl):
+    """A causal method at full budget is causal attention aligned to the end of the keys."""
+    g = torch.Generator().manual_seed(1)
+    q = torch.randn(1, 4, sq, 16, generator=g, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 2, skv, 16, generator=g, dtype=torch.float64)
+    method = Method(Raster(8), PooledDot(), TopK(1.0), Attend())
+    out = dit_sparse.attention(q, k, v, method, causal=True, impl=impl)
+    truth = dit_sparse.attention(q, k, v, "dense", causal=True)
+    assert relative_error(out, truth) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["pisa", "draft"])
+def test_causal_sees_no_future(name):
+    g = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 1, 2, 300, 16, generator=g)
+    params = {"keep": 0.3}
+    first = dit_sparse.attention(q, k, v, name, causal=True, **params)
+    k2, v2 = k.clone(), v.clone()
+    k2[:, :, 290:] += 3
+    v2[:, :, 290:] += 3
+    second = dit_sparse.attention(q, k2, v2, name, causal=True, **params)
+    assert torch.allclose(first[:, :, :256], second[:, :, :256], atol=1e-6)
+
+
+def test_topk_counts():
+    score = torch.randn(2, 3, 7, 100)
+    for keep, count in ((0.29, 29), (0.001, 1), (1.0, 100)):
+        assert (TopK(keep)(score, None, None).sum(-1) == count).all()
+
+
+def test_head_topk_is_nested_and_leaves_no_row_empty():
+    score = torch.randn(2, 3, 20, 20).softmax(-1)
+    score[:, :, 4] = 1 / 20  # a flat row loses every block to the threshold
+    masks = [HeadTopK(keep)(score, None, None) for keep in (0.05, 0.2, 0.5, 1.0)]
+    assert all((a <= b).all() for a, b in zip(masks, masks[1:], strict=False))
+    assert all(m.any(-1).all() for m in masks) and masks[-1].all()
+
+
+@pytest.mark.parametrize(
+    "schedule,layer,step,kind",
+    [
+        (Schedule(), 0, 0, "sparse"),
+        (Schedule(dense_steps=2), 5, 1, "dense"),
+        (Schedule(dense_steps=2), 5, 2, "sparse"),
+        (Schedule(dense_steps=0.25), 0, 2, "dense"),
+        (Schedule(dense_steps=0.25), 0, 3, "sparse"),
+        (Schedule(dense_layers=1), 0, 9, "dense"),
+        (Schedule(dense_layers=(3,)), 3, 9, "dense"),
+        (Schedule(dense_layers=(3,)), 2, 9, "sparse"),
+    ],
+)
+def test_schedule(schedule, layer, step, kind):
+    assert schedule.at(layer, step, 12) == kind
+
+
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: dit_sparse.get("pissa"), ["pissa", "pisa"]),
+        (lambda: dit_sparse.get("pisa", keep=0), ["keep=0"]),
+        (lambda: dit_sparse.get("pisa", keep=1.5), ["keep=1.5"]),
+        (lambda: dit_sparse.get("pisa", kep=0.5), ["kep", "keep"]),
+        (lambda: dit_sparse.get("draft", rule="x"), ["rule='x'", "head", "row"]),
+        (lambda: Schedule(dense_steps=-1), ["dense_steps=-1"]),
+        (lambda: Schedule(dense_steps=1.5), ["dense_steps=1.5"]),
+        (lambda: Grid(0, 1, 1), ["frames=0"]),
+    ],
+)
+def test_bad_values(call, words):
+    with pytest.raises((ArgumentError, UnknownNameError)) as caught:
+        call()
+    assert all(w in str(caught.value) for w in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"impl": "cuda"}, ["impl='cuda'", "torch"]),
+        ({"grid": Grid(1, 1, 5)}, ["5 tokens", "40"]),
+        ({"q": torch.zeros(3, 4)}, ["q has shape (3, 4)"]),
+        ({"k": torch.zeros(1, 3, 40, 8), "v": torch.zeros(1, 3, 40, 8)}, ["4 heads", "3"]),
+    ],
+)
+def test_bad_tensors(change, words):
+    q = k = v = torch.zeros(1, 4, 40, 8)
+    call = {"q": q, "k": k, "v": v, "method": "pisa", **change}
+    with pytest.raises(ArgumentError) as caught:
+        dit_sparse.attention(**call)
+    assert all(w in str(caught.value) for w in words)
+
+
+def test_method_is_a_value():
+    a = dit_sparse.get("pisa", keep=0.2)
+    assert a == dit_sparse.get("pisa", keep=0.2) != dit_sparse.get("pisa", keep=0.3)
+    assert replace(a, schedule=Schedule(2)) != a
+    assert QKV(1, 2, 3).k == 2
