@@ -65,7 +65,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share."""
     z, p = 1.96, right / max(total, 1)
     centre, spread = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
+    low, high = (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def table(scores: Iterable[Mapping[str, bool]]) -> dict[str, dict[str, float]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.permute import permute_tokens
+from dit_sparse.kernels.pool import block_moments
 
 
 def arranged(x: QKV, layout: Layout, ctx: Context) -> QKV:
@@ -39,3 +42,26 @@ def video_cut(blocks: Blocks) -> Cut:
     """Return the cut of the video blocks; their tokens come first in the arranged order."""
     offsets = blocks.offsets
     return Cut(blocks.size, None if offsets is None else offsets[..., : blocks.video + 1])
+
+
+class Moments(NamedTuple):
+    """First and mixed second moments of key blocks, float32 or wider.
+
+    k: [B, Hkv, N, D] and v: [B, Hkv, N, Dv] means; covariance: [B, Hkv, D, Dv], the sum over all
+    blocks j of H_j = sum_n (k_n - kbar_j)^T v_n; norm: [B, Hkv, N] Frobenius norm of each H_j.
+    """
+
+    k: Tensor
+    v: Tensor
+    covariance: Tensor
+    norm: Tensor
+
+
+def video_moments(k: Tensor, v: Tensor, blocks: Blocks, ctx: Context) -> Moments:
+    """Return the moments of the video blocks of arranged k, v [B, Hkv, S, .], once per call."""
+    tokens, cut = blocks.video_tokens, video_cut(blocks)
+
+    def make() -> Moments:
+        return Moments(*block_moments(k[:, :, :tokens], v[:, :, :tokens], cut, impl=ctx.impl))
+
+    return ctx.once("moments", make)

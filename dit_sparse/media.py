@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
         path, format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", quality=None,
         macro_block_size=1, ffmpeg_params=quality, ffmpeg_log_level="error",
     )  # fmt: skip
-    with writer:
+    # leaving `with writer` by an error would not wait for ffmpeg, which then makes the file anew
+    with closing(writer):
         for frame in frames:
             height, width = frame.shape[:2]
             writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge"))
@@ -153,13 +154,15 @@ def _animation(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     from PIL import Image
 
     pictures = (Image.fromarray(frame) for frame in frames)
-    first = next(pictures)
-    options: dict[str, Any] = {"save_all": True, "append_images": pictures, "loop": 0}
-    if path.suffix.lower() == ".webp":
-        first.save(path, duration=round(1000 / fps), quality=90, method=4, **options)
-    else:
-        # the format counts hundredths of a second
-        first.save(path, duration=max(20, 10 * round(100 / fps)), **options)
+    first, kind = next(pictures), path.suffix[1:].lower()
+    # GIF counts hundredths of a second
+    duration = round(1000 / fps) if kind == "webp" else max(20, 10 * round(100 / fps))
+    extra: dict[str, Any] = {"quality": 90, "method": 4} if kind == "webp" else {}
+    # opened here: the library leaves its own file open when it is interrupted
+    with path.open("wb") as file:
+        first.save(
+            file, kind, save_all=True, append_images=pictures, loop=0, duration=duration, **extra
+        )
 
 
 def _png(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
@@ -168,4 +171,5 @@ def _png(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     picture, more = next(frames), next(frames, None)
     if more is not None:
         raise ArgumentError(f"{path.name}: .png holds one frame; use .mp4, .gif or .webp")
-    Image.fromarray(picture).save(path)
+    with path.open("wb") as file:
+        Image.fromarray(picture).save(file, "png")

@@ -22,15 +22,20 @@ class Schedule:
 
     def __post_init__(self) -> None:
         steps, layers = self.dense_steps, self.dense_layers
-        if steps < 0 or (isinstance(steps, float) and steps >= 1 and steps != int(steps)):
+        count = isinstance(steps, int | float) and not isinstance(steps, bool) and steps >= 0
+        if not count or (steps >= 1 and steps != int(steps)):
             raise ArgumentError(
-                f"schedule: dense_steps={steps} must be a count (0, 1, 2, ...) "
+                f"schedule: dense_steps={steps!r} must be a count (0, 1, 2, ...) "
                 "or a share of the steps below 1"
             )
         if isinstance(layers, list):  # TOML has no tuples
             object.__setattr__(self, "dense_layers", tuple(layers))
-        if min(layers if isinstance(layers, list | tuple) else (layers,), default=0) < 0:
-            raise ArgumentError(f"schedule: dense_layers={layers} must not be negative")
+        numbers = layers if isinstance(layers, list | tuple) else (layers,)
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            raise ArgumentError(
+                f"schedule: dense_layers={layers!r} must be the number of first layers or a list "
+                "of layer numbers, counted from 0"
+            )
 
     def first_sparse_step(self, steps: int) -> int:
         """Return the number of dense steps at the start of a generation of `steps` steps."""

@@ -49,7 +49,8 @@ class Problem:
         # the same numbers on every device, then moved to the default one
         drift, noise = torch.randn(shape, generator=g, dtype=torch.float64, device="cpu")
         drift = drift.cumsum(-2)
-        drift = 1.5 * (drift - drift.mean(-2, keepdim=True)) / drift.std(-2, keepdim=True)
+        drift = drift - drift.mean(-2, keepdim=True)
+        drift = 1.5 * drift / drift.std(-2, keepdim=True, correction=0).clamp(min=1e-6)
         return cls(grid, QKV(*(drift + noise).to(torch.get_default_device())))
 
     def to(self, dtype: torch.dtype) -> Problem:

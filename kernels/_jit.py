@@ -3,6 +3,27 @@
 import triton
 import triton.language as tl
 
+# the interpreter multiplies bfloat16 by its bit patterns: there, products are taken in float32 (exact for 2-byte types)
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """Return a @ b + acc with float32 accumulation."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def scores(q, k, PRECISION: tl.constexpr):
+    """Return q @ k^T in float32."""
+    if INTERPRETED:
+        q = q.to(tl.float32)
+        k = k.to(tl.float32)
+    return tl.dot(q, tl.trans(k), input_precision=PRECISION)
+
 
 @triton.jit
 def block_range(block, offsets_ptr, tokens, SIZE: tl.constexpr, IS_UNIFORM: tl.constexpr, live):
@@ -50,8 +71,44 @@ def softmax_step(acc, total, peak, s, v, qk_scale, PRECISION: tl.constexpr):
     alpha = tl.exp2(peak - new_peak)
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
-    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    acc = dot(p.to(v.dtype), v, acc, PRECISION)
     return acc, total, new_peak
+
+
+@triton.jit
+def column_steps(
+    acc, total, peak, mass, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, bias_ptr, mask_ptr, n_columns,
+    qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr,
+    BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_COLUMN_MASK: tl.constexpr,
+    HAS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Stream all extra columns through the same online softmax; `mass` is the sum of their exponentials."""
+    for c in range(0, n_columns, BLOCK_C):
+        cols = c + tl.arange(0, BLOCK_C)
+        seen = cols < n_columns
+        # bias: [BLOCK_C] float32 and mask: [BLOCK_C] int8 become one addend
+        add = tl.where(seen, 0.0, float("-inf"))
+        if HAS_BIAS:
+            add += tl.load(bias_ptr + cols, mask=seen, other=0.0) * 1.4426950408889634
+        if HAS_COLUMN_MASK:
+            add = tl.where(tl.load(mask_ptr + cols, mask=seen, other=0) != 0, add, float("-inf"))
+        # k: [BLOCK_C, HEAD_DIM]
+        k = load_tile(k_desc, k_ptr, stride_ks, b, h, c, n_columns, DIM, BLOCK_C, HEAD_DIM, USE_TMA)
+        s = scores(q, k, PRECISION) * qk_scale + add[None, :]
+        s = tl.where((add > float("-inf"))[None, :], s, float("-inf"))
+        # v: [BLOCK_C, HEAD_DIM_V]
+        v = load_tile(v_desc, v_ptr, stride_vs, b, h, c, n_columns, DIM_V, BLOCK_C, HEAD_DIM_V, USE_TMA)
+        new_peak = tl.maximum(peak, tl.max(s, 1))
+        p = tl.exp2(s - new_peak[:, None])
+        alpha = tl.exp2(peak - new_peak)
+        row_sum = tl.sum(p, 1)
+        total = total * alpha + row_sum
+        if HAS_TAIL:
+            # the columns' mass moves with the running maximum as everything else does
+            mass = mass * alpha + row_sum
+        acc = dot(p.to(v.dtype), v, acc * alpha[:, None], PRECISION)
+        peak = new_peak
+    return acc, total, peak, mass
 
 
 @triton.jit

@@ -25,7 +25,7 @@ class Config:
 # one H200, Triton 3.6, performance.md: d 128 tile 128x64 502 TFLOP/s at density .1, d 64 tile 64x64 394
 _TABLE = {
     (64, True, True): Config(64, 64, 4, 3),
-    (128, True, True): Config(128, 64, 4, 3),
+    (128, True, True): Config(128, 64, 4, 3, 32),
     (256, True, True): Config(64, 64, 4, 2),
     # not measured yet: smaller devices, float32
     (64, True, False): Config(64, 64, 4, 2),

@@ -88,7 +88,9 @@ def block_sparse_attention(
         raise ValueError(f"impl must be auto, {', '.join(_MODULES)}, got {impl!r}")
     q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, scale)
+    # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes
+    if not torch.compiler.is_compiling():
+        check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, scale)
     c = columns or Columns(None, None)  # type: ignore[arg-type]
     if c.k is not None and c.k.shape[2] == 0:
         c, tail = Columns(None, None), None  # type: ignore[arg-type]
@@ -131,12 +133,25 @@ def _attention_op(
 
 
 @_attention_op.register_fake
-def _attention_fake(q, k, v, *rest):
+def _attention_fake(
+    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
+    col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+):  # fmt: skip
+    columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
+    check(q, k, v, kv_count, kv_index, Cut(q_size, q_offsets), Cut(kv_size, kv_offsets), columns, tail, scale)
     return allocate(q, v.shape[-1])
 
 
 # places of the differentiable inputs: q, k, v, col_k, col_v, col_bias, tail
 _PLACES = (0, 1, 2, 9, 10, 11, 13)
+
+
+def _record() -> torch._C._ForceDispatchKeyGuard:
+    """Let autograd record inside an op's body, where the dispatcher has switched it off."""
+    hidden = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "AutogradXPU", "AutogradMPS", "ADInplaceOrView"):
+        hidden = hidden.remove(getattr(torch._C.DispatchKey, key))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
 
 
 @torch.library.custom_op("dit_sparse::block_sparse_attention_backward", mutates_args=())
@@ -150,7 +165,7 @@ def _backward_op(
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
         col_k, col_v, col_bias, col_mask, tail, causal, scale, "torch",
     ]  # fmt: skip
-    with torch.enable_grad():
+    with torch.enable_grad(), _record():
         for place in _PLACES:
             if args[place] is not None:
                 args[place] = args[place].detach().requires_grad_()

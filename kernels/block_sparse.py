@@ -19,14 +19,23 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dit_sparse.kernels import _tune
-from dit_sparse.kernels._jit import block_range, load_rows, load_tile, scan_list, softmax_step
+from dit_sparse.kernels._jit import (
+    block_range,
+    column_steps,
+    dot,
+    load_rows,
+    load_tile,
+    scan_list,
+    scores,
+    softmax_step,
+)
 from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, per_head
 
 
 @triton.jit
 def attend_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc, count_ptr, index_ptr, q_offsets_ptr, kv_offsets_ptr,
-    ck_ptr, cv_ptr, bias_ptr, mask_ptr, tail_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc, ck_desc, cv_desc,
+    count_ptr, index_ptr, q_offsets_ptr, kv_offsets_ptr, ck_ptr, cv_ptr, bias_ptr, mask_ptr, tail_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_ob, stride_oh, stride_os, stride_fb, stride_fh, stride_gb, stride_gh,
     stride_ckb, stride_ckh, stride_cks, stride_cvb, stride_cvh, stride_cvs, stride_bb, stride_bh,
@@ -55,7 +64,8 @@ def attend_kernel(
         return
     q_rows = q_start + tl.arange(0, BLOCK_M)
     # q: [BLOCK_M, HEAD_DIM]
-    q = load_rows(q_ptr + b * stride_qb + h * stride_qh, stride_qs, q_rows, q_rows < q_end, DIM, HEAD_DIM)
+    q_ptr += b * stride_qb + h * stride_qh
+    q = load_rows(q_ptr, stride_qs, q_rows, q_rows < q_end, DIM, HEAD_DIM)
     qk_scale = scale * 1.4426950408889634
     acc = tl.zeros([BLOCK_M, HEAD_DIM_V], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -86,7 +96,7 @@ def attend_kernel(
             block = tl.load(list_ptr + tl.minimum((i + 1) // KV_TILES, split - 1))
             # k: [BLOCK_N, HEAD_DIM]
             k = load_tile(k_desc, k_ptr, stride_ks, b32, hk32, start, s_kv, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            s = scores(q, k, PRECISION)
             # v: [BLOCK_N, HEAD_DIM_V]
             v = load_tile(v_desc, v_ptr, stride_vs, b32, hk32, start, s_kv, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA)
             acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
@@ -100,13 +110,13 @@ def attend_kernel(
             cols = start + tl.arange(0, BLOCK_N)
             # k: [BLOCK_N, HEAD_DIM]; rows past the block are other keys, hidden below
             k = load_tile(k_desc, k_ptr, stride_ks, b32, hk32, start, end, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            s = scores(q, k, PRECISION)
             seen = (cols < end)[None, :]
             if IS_CAUSAL:
                 seen = seen & (cols[None, :] <= (q_rows + (s_kv - s_q))[:, None])
             s = tl.where(seen, s, float("-inf"))
-            # v: [BLOCK_N, HEAD_DIM_V]; by pointers, because 0 * nan would leak from rows past the block
-            v = load_rows(v_ptr, stride_vs, cols, cols < end, DIM_V, HEAD_DIM_V)
+            # v: [BLOCK_N, HEAD_DIM_V]
+            v = load_tile(v_desc, v_ptr, stride_vs, b32, hk32, start, end, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA)
             acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
             start += BLOCK_N
             past = start >= (tl.minimum(end, last_seen + 1) if IS_CAUSAL else end)
@@ -116,46 +126,31 @@ def attend_kernel(
             next_start, end = block_range(block, kv_offsets_ptr, s_kv, KV_SIZE, IS_KV_UNIFORM, live)
             start = tl.where(past, next_start, start)
 
+    mass = tl.zeros([BLOCK_M], tl.float32)
     if HAS_COLUMNS:
         hc = h // column_group
-        ck_ptr += b * stride_ckb + hc * stride_ckh
-        cv_ptr += b * stride_cvb + hc * stride_cvh
-        mask_ptr += b * stride_mb + h * stride_mh + row.to(tl.int64) * stride_mm
-        mass = tl.zeros([BLOCK_M], tl.float32)
-        for c in range(0, n_columns, BLOCK_C):
-            cols = c + tl.arange(0, BLOCK_C)
-            seen = cols < n_columns
-            if HAS_COLUMN_MASK:
-                # mask: [BLOCK_C] int8
-                seen = seen & (tl.load(mask_ptr + cols, mask=seen, other=0) != 0)
-            # k: [BLOCK_C, HEAD_DIM], v: [BLOCK_C, HEAD_DIM_V]
-            k = load_rows(ck_ptr, stride_cks, cols, seen, DIM, HEAD_DIM)
-            v = load_rows(cv_ptr, stride_cvs, cols, seen, DIM_V, HEAD_DIM_V)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * qk_scale
-            if HAS_BIAS:
-                bias = tl.load(bias_ptr + b * stride_bb + h * stride_bh + cols, mask=seen, other=0.0)
-                s += (bias * 1.4426950408889634)[None, :]
-            s = tl.where(seen[None, :], s, float("-inf"))
-            new_peak = tl.maximum(peak, tl.max(s, 1))
-            p = tl.exp2(s - new_peak[:, None])
-            alpha = tl.exp2(peak - new_peak)
-            total = total * alpha + tl.sum(p, 1)
-            if HAS_TAIL:
-                # the tail's mass moves with the running maximum as everything else does
-                mass = mass * alpha + tl.sum(p, 1)
-            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
-            peak = new_peak
-
+        acc, total, peak, mass = column_steps(
+            acc, total, peak, mass, q, ck_desc, cv_desc, ck_ptr + b * stride_ckb + hc * stride_ckh,
+            cv_ptr + b * stride_cvb + hc * stride_cvh, stride_cks, stride_cvs, b32, hc.to(tl.int32),
+            bias_ptr + b * stride_bb + h * stride_bh,
+            mask_ptr + b * stride_mb + h * stride_mh + row.to(tl.int64) * stride_mm,
+            n_columns, qk_scale, DIM, DIM_V, HEAD_DIM, HEAD_DIM_V, BLOCK_C, USE_TMA, HAS_BIAS, HAS_COLUMN_MASK,
+            HAS_TAIL, PRECISION,
+        )  # fmt: skip
     inverse = 1.0 / tl.where(total > 0, total, 1.0)
     acc = acc * inverse[:, None]
     if HAS_TAIL:
-        dims = tl.arange(0, HEAD_DIM)
-        # tail: [HEAD_DIM, HEAD_DIM_V]
-        t = load_rows(
-            tail_ptr + b * stride_tb + (h // tail_group) * stride_th, stride_td, dims, dims < DIM, DIM_V, HEAD_DIM_V
-        )
-        weighted = q.to(tl.float32) * (mass * inverse * scale)[:, None]
-        acc = tl.dot(weighted.to(q.dtype), t.to(q.dtype), acc, input_precision=PRECISION)
+        t_ptr = tail_ptr + b * stride_tb + (h // tail_group) * stride_th
+        weight = mass * inverse * scale
+        # in slices of the head dim: the whole q as a register operand would spill
+        for d in tl.range(0, HEAD_DIM, 16, num_stages=1):
+            dims = d + tl.arange(0, 16)
+            inside = (q_rows < q_end)[:, None] & (dims < DIM)[None, :]
+            # q: [BLOCK_M, 16], tail: [16, HEAD_DIM_V]
+            part = tl.load(q_ptr + q_rows.to(tl.int64)[:, None] * stride_qs + dims[None, :], mask=inside, other=0.0)
+            t = load_rows(t_ptr, stride_td, dims, dims < DIM, DIM_V, HEAD_DIM_V)
+            part = (part.to(tl.float32) * weight[:, None]).to(part.dtype)
+            acc = dot(part, t.to(part.dtype), acc, PRECISION)
     lse = tl.where(total > 0, (peak + tl.log2(tl.where(total > 0, total, 1.0))) * 0.6931471805599453, float("-inf"))
     tl.store(lse_ptr + bh.to(tl.int64) * s_q + q_rows, lse, mask=q_rows < q_end)
     dims = tl.arange(0, HEAD_DIM_V)
@@ -213,17 +208,19 @@ def block_sparse_attention(
     partial = causal or not has_full or s_kv % kv_cut.size != 0
     k_desc = describe(k, config.block_n, head_dim) if has_tma and tma is not False else None
     v_desc = describe(v, config.block_n, head_dim_v) if k_desc is not None else None
-    use_tma = v_desc is not None
     c = columns or Columns(k, v)
     ck, cv = (x if x.stride(-1) == 1 else x.contiguous() for x in (c.k, c.v))
+    ck_desc = describe(ck, config.block_c, head_dim) if v_desc is not None else None
+    cv_desc = describe(cv, config.block_c, head_dim_v) if ck_desc is not None else None
+    use_tma = cv_desc is not None
+    descriptors = (k_desc, v_desc, ck_desc, cv_desc) if use_tma else (None,) * 4
     bias = kv_index if c.bias is None else per_head(c.bias.contiguous(), batch, heads)
     mask = kv_index if c.mask is None else per_head(c.mask.contiguous().view(torch.int8), batch, heads)
     t = k if tail is None else tail if tail.stride(-1) == 1 else tail.contiguous()
     rows = kv_count.shape[2]
     grid = (batch * heads * rows * -(-q_cut.size // config.block_m),)
     attend_kernel[grid](
-        q, k, v, out, lse, k_desc if use_tma else None, v_desc if use_tma else None,
-        kv_count.contiguous(), kv_index.contiguous(), q_off, kv_off, ck, cv, bias, mask, t,
+        q, k, v, out, lse, *descriptors, kv_count.contiguous(), kv_index.contiguous(), q_off, kv_off, ck, cv, bias, mask, t,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *q_off.stride()[:2], *kv_off.stride()[:2],
         *ck.stride()[:3], *cv.stride()[:3], *bias.stride()[:2], *mask.stride()[:3], *t.stride()[:3],
         heads, heads // kv_heads, heads // ck.shape[1], heads // t.shape[1],

@@ -77,9 +77,8 @@ def allocate(q: Tensor, head_dim_v: int) -> tuple[Tensor, Tensor]:
     return q.new_empty(batch, heads, tokens, head_dim_v), lse
 
 
-def _want(ok: bool, name: str, rule: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {rule}, got {got}")
+def _fail(name: str, rule: str, got: object) -> None:
+    raise ValueError(f"{name} must be {rule}, got {got if isinstance(got, str) else _text(got)}")
 
 
 def _text(x: object) -> str:
@@ -100,7 +99,8 @@ def _shaped(name: str, x: object, *axes: object, dtype: object = None) -> None:
 def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
     """Raise one clear line unless `cut` is valid for a tensor of `batch` and `heads`."""
     ok = isinstance(cut.size, int | torch.SymInt) and not isinstance(cut.size, bool) and cut.size >= 1
-    _want(ok, name, "a Cut or a block size of at least 1", repr(cut.size))
+    if not ok:
+        _fail(name, "a Cut or a block size of at least 1", cut.size)
     if cut.offsets is not None:
         blocks = max(cut.offsets.shape[-1], 2) if cut.offsets.dim() == 3 else "N + 1"
         _shaped(f"{name}.offsets", cut.offsets, (1, batch), (1, *heads), blocks, dtype=torch.int32)
@@ -113,11 +113,14 @@ def check(
     """Raise one line naming the argument and its value if the call breaks the contract; reads no device data."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         ok = isinstance(x, Tensor) and x.dim() == 4 and x.dtype in DTYPES
-        _want(ok, name, "a floating 4-D tensor [B, H, S, D]", _text(x))
+        if not ok:
+            _fail(name, "a floating 4-D tensor [B, H, S, D]", x)
     batch, heads, s_q, dim = q.shape
     kv_heads, s_kv, dim_v = k.shape[1], k.shape[2], v.shape[3]
-    _want(kv_heads > 0 and heads % kv_heads == 0, "k", f"of a head count that divides q's {heads}", _text(k))
-    _want(min(s_q, s_kv, dim, dim_v) > 0, "q, k, v", "without an axis of size 0", f"{_text(q)}, {_text(k)}")
+    if kv_heads == 0 or heads % kv_heads:
+        _fail("k", f"of a head count that divides q's {heads}", k)
+    if min(s_q, s_kv, dim, dim_v) <= 0:
+        _fail("q, k and v", "without an axis of size 0", f"{_text(q)}, {_text(k)}, {_text(v)}")
     _shaped("k", k, batch, kv_heads, s_kv, dim, dtype=q.dtype)
     _shaped("v", v, batch, kv_heads, s_kv, dim_v, dtype=q.dtype)
     check_cut("q_blocks", q_blocks, batch, (heads,))
@@ -126,12 +129,15 @@ def check(
     _shaped("kv_count", kv_count, batch, heads, rows, dtype=torch.int32)
     capacity = kv_index.shape[-1] if isinstance(kv_index, Tensor) and kv_index.dim() == 4 else "C"
     _shaped("kv_index", kv_index, batch, heads, rows, capacity, dtype=torch.int32)
-    _want(capacity <= blocks, "kv_index", f"of a capacity of at most {blocks} key blocks", _text(kv_index))
-    _want(scale > 0, "scale", "a positive number", repr(scale))
+    if capacity > blocks:
+        _fail("kv_index", f"of a capacity of at most {blocks} key blocks", kv_index)
+    if scale <= 0:
+        _fail("scale", "a positive number", scale)
     groups = (heads, kv_heads)
     if columns is not None:
         ok = isinstance(columns, Columns) and isinstance(columns.k, Tensor) and columns.k.dim() == 4
-        _want(ok, "columns", "a Columns(k, v, bias, mask)", type(columns).__name__)
+        if not ok:
+            _fail("columns", "a Columns(k, v, bias, mask)", type(columns).__name__)
         n = columns.k.shape[2]
         _shaped("columns.k", columns.k, batch, groups, n, dim, dtype=q.dtype)
         _shaped("columns.v", columns.v, batch, columns.k.shape[1], n, dim_v, dtype=q.dtype)
@@ -141,10 +147,12 @@ def check(
             kinds = (torch.bool, torch.int8)
             _shaped("columns.mask", columns.mask, (1, batch), (1, heads), rows, n, dtype=kinds)
     if tail is not None:
-        _want(columns is not None, "tail", "given together with columns", "columns=None")
+        if columns is None:
+            _fail("tail", "given together with columns", "columns=None")
         _shaped("tail", tail, batch, groups, dim, dim_v)
     extra = [x for x in (q_blocks.offsets, kv_blocks.offsets, tail) if x is not None]
     if columns is not None:
         extra += [x for x in (columns.k, columns.v, columns.bias, columns.mask) if x is not None]
     for x in (k, v, kv_count, kv_index, *extra):
-        _want(x.device == q.device, "every tensor", f"on q's device {q.device}", f"{_text(x)} on {x.device}")
+        if x.device != q.device:
+            _fail("every tensor", f"on q's device {q.device}", f"{_text(x)} on {x.device}")

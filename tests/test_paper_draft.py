@@ -43,7 +43,7 @@ def test_scores_are_the_softmax_of_pooled_products():
     draft_map = (qp @ kp.mT / 4).softmax(-1)
     score = PooledDot(softmax=True)(x, layout, ctx)
     assert torch.allclose(score.double(), draft_map, atol=1e-6)
-    assert torch.allclose(score.sum(-1), torch.ones(()), atol=1e-5)
+    assert (score.sum(-1) - 1).abs().max() < 1e-5
 
 
 def test_constant_patches_make_the_draft_exact():

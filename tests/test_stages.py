@@ -64,11 +64,10 @@ def test_causal_dense_limit(sq, skv, impl):
     assert relative_error(out, truth) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["pisa", "draft"])
-def test_causal_sees_no_future(name):
+@pytest.mark.parametrize("name,params", [("pisa", {"order": 0}), ("draft", {"rule": "row"})])
+def test_causal_sees_no_future(name, params):
     g = torch.Generator().manual_seed(1)
     q, k, v = torch.randn(3, 1, 2, 300, 16, generator=g)
-    params = {"keep": 0.3}
     first = dit_sparse.attention(q, k, v, name, causal=True, **params)
     k2, v2 = k.clone(), v.clone()
     k2[:, :, 290:] += 3
@@ -118,6 +117,7 @@ def test_schedule(schedule, layer, step, kind):
         (lambda: dit_sparse.get("draft", rule="x"), ["rule='x'", "head", "row"]),
         (lambda: Schedule(dense_steps=-1), ["dense_steps=-1"]),
         (lambda: Schedule(dense_steps=1.5), ["dense_steps=1.5"]),
+        (lambda: Schedule(dense_layers=(1, -2)), ["dense_layers=(1, -2)"]),
         (lambda: Grid(0, 1, 1), ["frames=0"]),
     ],
 )

@@ -30,6 +30,8 @@ class Stage:
     elapsed: float = 0.0
     samples: int = 0
     curve: list[list[float]] = field(default_factory=list)
+    # seconds this call must keep after the stage, when it has to end in this call
+    closing: float | None = None
 
     def resume(self) -> "Stage":
         """Take up the state a former call saved, if any."""
@@ -76,15 +78,21 @@ class Stage:
         """
         run, begun = self.run, time.monotonic()
         for i in range(warm):
+            if run.agree(run.left() < 15)[0]:
+                raise OutOfTime(self.name)
             loss(i)[0].backward()
             self.model.zero_grad(set_to_none=True)
         run.sync()
         if warm:
             run.say(f"{self.name}: {warm} shapes ready after {time.monotonic() - begun:.1f} s")
         run.note(self.name, compile_s=round(time.monotonic() - begun, 1))
-        start = said = time.monotonic()
+        start = said = met = time.monotonic()
+        if self.closing is not None:
+            self.budget = run.agree(max(1.0, min(self.budget, self.elapsed + run.left() - self.closing)))[0]
+            run.say(f"{self.name}: {self.budget - self.elapsed:.0f} s to train in this call")
         base, said_step, said_samples, every = self.elapsed, self.step, self.samples, 1
         recent: list[Tensor] = []
+        begin = self.step
         fraction, since = self.elapsed / self.budget, 0
         while True:
             if since == 0:
@@ -96,22 +104,26 @@ class Stage:
                     self.elapsed / self.budget,
                     run.left() < 0,
                     now - run.last_save > SAVE_EVERY,
-                    max(1, min(16, every if now - start < 1 else int((self.step - said_step) / max(now - said, 0.1)))),
+                    max(1, min(16, int(every / max(now - met, 1e-3)))) if self.step > begin else 1,
                 )
                 every = since = int(pace)
+                met = now
                 finished = fraction >= 1
-                if recent and (finished or out or now - said > SAY_EVERY):
+                if recent:
                     value = torch.stack(recent).mean().item()
-                    speed = run.world * (self.samples - said_samples) / max(now - said, 1e-3)
-                    ms = 1000 * (now - said) / max(self.step - said_step, 1)
                     if not finite(value):
                         raise GateFailed(f"{self.name}: the loss is {value} at step {self.step}")
-                    self.curve.append([round(self.elapsed, 2), self.step, value])
+                    self.curve.append([round(self.elapsed, 1), self.step, round(value, 5)])
+                    recent = []
+                if finished or out or now - said > SAY_EVERY:
+                    value = self.curve[-1][2] if self.curve else 0.0
+                    speed = run.world * (self.samples - said_samples) / max(now - said, 1e-3)
+                    ms = 1000 * (now - said) / max(self.step - said_step, 1)
                     run.say(
                         f"{self.name} {100 * fraction:5.1f} % step {self.step} loss {value:.4f} "
                         f"lr {self.rate(fraction):.2e} {speed:.0f} samples/s {ms:.1f} ms/step"
                     )
-                    recent, said, said_step, said_samples = [], now, self.step, self.samples
+                    said, said_step, said_samples = now, self.step, self.samples
                 if finished or out or save:
                     self.save()
                 if finished or out:

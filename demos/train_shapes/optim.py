@@ -79,6 +79,11 @@ class Average:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [p.detach() for p in self.source], 1 - decay)
 
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the averages into the model."""
+        torch._foreach_copy_([p.detach() for p in self.source], self.values)
+
     def state(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.values, strict=True))
 

@@ -34,6 +34,7 @@ class Run:
         self.last_save = time.monotonic()
         path = self.work / "record.json"
         self.record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"stages": {}, "pieces": []}
+        self.call = len(self.record["pieces"])
 
     @property
     def main(self) -> bool:
@@ -98,11 +99,13 @@ class Run:
         return bool(self.record["stages"].get(stage, {}).get("done"))
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
-        """Write a stage's full state; a cut call leaves the previous one whole."""
+        """Write a stage's full state, called on every rank; a cut call leaves the previous one whole."""
         if self.main:
             path = self.work / f"{stage}.pt"
             torch.save(state, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
+        # nobody reads it before it is there
+        self.agree(0.0)
         self.last_save = time.monotonic()
 
     def load(self, stage: str) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ def text(run: Run, budget: float, batch: int) -> None:
         return torch.stack(parts).sum(), batch
 
     stage.fit(loss)
-    tagger.load_state_dict(stage.average.state())
+    stage.average.apply()
     figures = check_text(tagger, run)
     run.save("text_encoder", tagger.encoder.state_dict())
     passed = figures["cosine"] < 0.5 and figures["role"] > 0.97 and figures["attributes"] > 0.97
@@ -104,8 +104,7 @@ def vae(run: Run, budget: float, batch: int, size: int, frames: int) -> None:
             return compute(model, clip, noise)[0], batch
 
     stage.fit(loss)
-    model.load_state_dict(stage.average.state())
-    sequence.channels_last(model)
+    stage.average.apply()
     figures, mean, std = check_vae(model, run, size)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     run.save("vae_done", {"model": state, "mean": torch.tensor(mean), "std": torch.tensor(std)})

@@ -11,6 +11,7 @@ from dit_sparse.arranged import arranged, cut, restored
 from dit_sparse.compute.remainder import Drop, Remainder
 from dit_sparse.core import QKV, Context, Plan
 from dit_sparse.kernels.attention import block_sparse_attention
+from dit_sparse.kernels.lists import pack_lists
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Attend:
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         moved = arranged(x, plan.layout, ctx)
         columns, tail = self.remainder(moved, plan, ctx)
-        kv_count, kv_index = plan.lists()
+        kv_count, kv_index = pack_lists(plan.level == 1, plan.capacity, impl=ctx.impl)
         out, _ = block_sparse_attention(
             *moved,
             kv_count,

@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dit_sparse.arranged import video_cut
+from dit_sparse.arranged import video_cut, video_moments
 from dit_sparse.core import QKV, Context, Plan
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.contract import Columns
-from dit_sparse.kernels.pool import block_moments, pool_blocks
+from dit_sparse.kernels.pool import pool_blocks
 
 
 class Remainder(Protocol):
@@ -38,7 +38,7 @@ class Centroid:
         cut, tokens = video_cut(blocks), blocks.video_tokens
         k = pool_blocks(x.k[:, :, :tokens], cut, impl=ctx.impl)
         v = pool_blocks(x.v[:, :, :tokens], cut, impl=ctx.impl)
-        return _columns(k, v, plan), None
+        return _columns(k, v, x, plan), None
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,15 @@ class Taylor:
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns, Tensor | None]:
         if self.order == 0:
             return Centroid()(x, plan, ctx)
-        blocks = plan.layout.kv
-        cut, tokens = video_cut(blocks), blocks.video_tokens
-        k, v = x.k[:, :, :tokens], x.v[:, :, :tokens]
-        moments = ctx.once("moments", lambda: block_moments(k, v, cut, impl=ctx.impl))
-        return _columns(moments.k, moments.v, plan), moments.covariance / tokens
+        if plan.causal:
+            raise ArgumentError("order=1 uses one covariance of all keys, also future ones; "
+                                "causal attention needs order=0")
+        moments = video_moments(x.k, x.v, plan.layout.kv, ctx)
+        tokens = plan.layout.kv.video_tokens
+        return _columns(moments.k, moments.v, x, plan), moments.covariance / tokens
 
 
-def _columns(k: Tensor, v: Tensor, plan: Plan) -> Columns:
+def _columns(k: Tensor, v: Tensor, x: QKV, plan: Plan) -> Columns:
     """Return one column per video block [B, Hkv, N, D], seen where the plan's level is 0."""
     blocks, video = plan.layout.kv, plan.layout.kv.video
     seen = plan.level[..., :video] == 0
@@ -76,4 +77,4 @@ def _columns(k: Tensor, v: Tensor, plan: Plan) -> Columns:
         first = rows[..., :-1, None] + blocks.length - plan.layout.q.length
         seen = seen & (cols[..., None, 1 : video + 1] <= first)
     bias = blocks.sizes(seen.device)[..., :video].to(torch.float32).log()
-    return Columns(k, v, bias, seen)
+    return Columns(k.to(x.k.dtype), v.to(x.v.dtype), bias, seen)

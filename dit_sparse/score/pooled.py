@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from dit_sparse.arranged import arranged, video_cut
+from dit_sparse.arranged import arranged, video_cut, video_moments
 from dit_sparse.core import QKV, Context, Layout
-from dit_sparse.kernels.pool import block_moments, pool_blocks
+from dit_sparse.kernels.pool import pool_blocks
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,22 @@ class PooledDot:
     error_bias: bool = False
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        q, k, v = (t[:, :, :n] for t, n in zip(arranged(x, layout, ctx), _video(layout), strict=True))
-        group = q.shape[1] // k.shape[1]
-        rows = pool_blocks(q, video_cut(layout.q), impl=ctx.impl).float()
+        q, k, v = arranged(x, layout, ctx)
+        q, k = q[:, :, : layout.q.video_tokens], k[:, :, : layout.kv.video_tokens]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        rows = pool_blocks(q, video_cut(layout.q), dtype=wide, impl=ctx.impl)
+        bias = None
         if self.error_bias:
-            cut = video_cut(layout.kv)
-            moments = ctx.once("moments", lambda: block_moments(k, v, cut, impl=ctx.impl))
+            moments = video_moments(k, v, layout.kv, ctx)
             cols, bias = moments.k, (moments.norm + 1e-5).log()
         else:
-            cols, bias = pool_blocks(k, video_cut(layout.kv), impl=ctx.impl).float(), None
+            cols = pool_blocks(k, video_cut(layout.kv), dtype=wide, impl=ctx.impl)
+        group = q.shape[1] // k.shape[1]
         scale = ctx.scale or q.shape[-1] ** -0.5
-        score = scale * rows @ cols.float().repeat_interleave(group, dim=1).mT
+        score = scale * rows @ cols.repeat_interleave(group, dim=1).mT
         if bias is not None:
             score = score + bias.repeat_interleave(group, dim=1)[:, :, None]
         if not self.softmax:
             return score
         sizes = layout.kv.sizes(score.device)[..., : layout.kv.video]
         return (score + sizes.log()[..., None, :]).softmax(dim=-1)
-
-
-def _video(layout: Layout) -> tuple[int, int, int]:
-    """Return how many tokens of q, k and v are video."""
-    return layout.q.video_tokens, layout.kv.video_tokens, layout.kv.video_tokens

@@ -1,0 +1,1 @@
+"""The commands of `dit-sparse`, one file each, and what they share."""

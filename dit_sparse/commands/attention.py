@@ -1,0 +1,132 @@
+"""Which attention a request means: a method by name or profile, or the default for a size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.commands.request import Request
+from dit_sparse.errors import ArgumentError, DitSparseError
+
+DEFAULT = "pisa"
+# below this many tokens attention is so small a part of a step that choosing blocks costs more
+WORTHWHILE = 2000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method to run: its value, its name, its parameters, and why it was chosen."""
+
+    name: str
+    value: Any
+    params: dict[str, Any]
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name with the parameters that were not left at their defaults, and the budget."""
+        from dit_sparse.registry import entry
+
+        defaults = entry(self.name).parameters
+        shown = {k: v for k, v in self.params.items() if k == "keep" or v != defaults[k]}
+        return " ".join([self.name, *(f"{k}={_text(v)}" for k, v in shown.items())])
+
+
+def choose(request: Request) -> Choice | None:
+    """Build the method that was asked for; None leaves the choice to `default`."""
+    if request.profile is not None:
+        return _of_profile(request.profile, request.params)
+    if request.method is not None:
+        return _of_name(request.method, request.params)
+    # a budget, or a comparison with dense, asks for the sparse default whatever the size
+    if request.params or request.compare:
+        return _of_name(DEFAULT, request.params, "default method")
+    return None
+
+
+def default(tokens: int | None) -> Choice:
+    """Return the default method: `pisa` from 2,000 tokens (or when unknown), dense below."""
+    if tokens is None:
+        return _of_name(DEFAULT, {}, "default method")
+    name = DEFAULT if tokens >= WORTHWHILE else "dense"
+    side = "sparse pays from" if name == DEFAULT else "too few for sparse, which pays from"
+    return _of_name(name, {}, f"default: {tokens:,} tokens, {side} {WORTHWHILE:,}")
+
+
+def _of_name(name: str, params: dict[str, Any], reason: str = "") -> Choice:
+    from dit_sparse.registry import entry, get
+
+    known = entry(name).parameters
+    params = _checked(name, known, params)
+    try:
+        return Choice(name, get(name, **params), {**known, **params}, reason)
+    except DitSparseError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{k}={_text(v)}" for k, v in params.items())
+        raise ArgumentError(f"method {name} cannot be built with {given}: {error}") from error
+
+
+def _of_profile(name: str, params: dict[str, Any]) -> Choice:
+    import difflib
+
+    from dit_sparse.profile import Profile, shipped
+    from dit_sparse.registry import entry
+
+    try:
+        if name in shipped():
+            profile = _shipped(name)
+        elif Path(name).is_file():
+            profile = Profile.load(name)
+        else:
+            close = difflib.get_close_matches(name, shipped(), n=3, cutoff=0.3) or shipped()
+            known = f"; shipped: {', '.join(close)}" if close else ""
+            raise ArgumentError(f"--profile {name}: no such file{known}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--profile {name} cannot be read: {error}") from error
+    known = entry(profile.method).parameters
+    params = _checked(profile.method, known, params)
+    reason = f"profile {name}" + (" (a draft: nobody has measured it)" if profile.is_draft else "")
+    chosen = {**known, **profile.params, **params}
+    return Choice(profile.method, profile.build(**params), chosen, reason)
+
+
+def _shipped(name: str) -> Any:
+    from dit_sparse.profile import find
+
+    return find(*name.split("--", 1))
+
+
+def _checked(name: str, known: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with TOML's types made the method's; raise when one is wrong."""
+    out = {}
+    for key, value in params.items():
+        if key not in known:
+            takes = ", ".join(f"{k}={_text(v)}" for k, v in known.items())
+            if key == "keep":
+                raise ArgumentError(
+                    f"method {name} has no keep; it takes {takes or 'no parameters'}"
+                )
+            raise ArgumentError(f"--set {key}: method {name} takes {takes or 'no parameters'}")
+        kind = type(known[key])
+        number = (int, float)
+        if isinstance(known[key], tuple) and isinstance(value, list):
+            value = tuple(value)
+        # a count may be a share and the other way round: the method knows; a switch is no number
+        fits = isinstance(value, number) if kind in number else isinstance(value, kind)
+        if known[key] is not None and (not fits or (kind is not bool and isinstance(value, bool))):
+            raise ArgumentError(
+                f"--set {key}={_text(value)}: method {name} needs a value like {_text(known[key])}"
+            )
+        out[key] = value
+    return out
+
+
+def _text(value: Any) -> str:
+    """Write a value as --set takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

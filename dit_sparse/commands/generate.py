@@ -1,0 +1,81 @@
+"""`dit-sparse generate`: a prompt becomes a video or an image, dense or sparse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dit_sparse.commands.request import Request
+
+MODEL, ATTENTION, SAMPLING, OUTPUT = "Model", "Attention", "Sampling", "Output"
+
+
+def _option(panel: str, help: str, **extra: Any) -> Any:
+    return typer.Option(rich_help_panel=panel, help=help, show_default=False, **extra)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)],
+    model: Annotated[
+        str, _option(MODEL, "[b]shapes[/b] (built in, default), a hub id or a pipeline folder.")
+    ] = "shapes",
+    device: Annotated[str, _option(MODEL, "auto (default), cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        str,
+        _option(
+            MODEL,
+            "auto (bfloat16 on a GPU, float32 on a CPU and for shapes), float32, bfloat16, float16.",
+        ),
+    ] = "auto",
+    compile: Annotated[
+        bool, _option(MODEL, "Compile the transformer: a slow first step, then faster ones.")
+    ] = False,
+    method: Annotated[
+        str | None,
+        _option(
+            ATTENTION, "See `dit-sparse methods`. Default: pisa from 2,000 tokens, dense below."
+        ),
+    ] = None,
+    keep: Annotated[
+        float | None, _option(ATTENTION, "Share of exact attention, above 0 and at most 1.")
+    ] = None,
+    profile: Annotated[
+        str | None, _option(ATTENTION, "Settings from a profile: a .toml file or a shipped name.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        _option(ATTENTION, "Any parameter of the method; repeatable.", metavar="KEY=VALUE"),
+    ] = None,
+    steps: Annotated[int | None, _option(SAMPLING, "Denoising steps.")] = None,
+    frames: Annotated[int | None, _option(SAMPLING, "Video frames.")] = None,
+    height: Annotated[int | None, _option(SAMPLING, "Height in pixels.")] = None,
+    width: Annotated[int | None, _option(SAMPLING, "Width in pixels.")] = None,
+    guidance: Annotated[float | None, _option(SAMPLING, "Guidance scale; 1 = none.")] = None,
+    negative: Annotated[str | None, _option(SAMPLING, "What not to show.")] = None,
+    seed: Annotated[int, _option(SAMPLING, "Same seed, same video (default 0).")] = 0,
+    fps: Annotated[float | None, _option(OUTPUT, "Frames per second of the file.")] = None,
+    out: Annotated[
+        Path | None,
+        _option(OUTPUT, "A .mp4, .gif, .webp or .png file, or a folder. Default: named by prompt."),
+    ] = None,
+    compare: Annotated[
+        bool, _option(OUTPUT, "Also run dense: side-by-side file, PSNR, SSIM, both times.")
+    ] = False,
+    quiet: Annotated[bool, _option(OUTPUT, "Print nothing but the names of the files.")] = False,
+    json: Annotated[bool, _option(OUTPUT, "Print one JSON object instead of the table.")] = False,
+    debug: Annotated[bool, _option(OUTPUT, "Show tracebacks and all library warnings.")] = False,
+) -> None:
+    """Make a video or an image of PROMPT, with sparse attention where it pays.
+
+    The defaults of size, length, steps and guidance are those of the model.
+    """
+    given = dict(locals())
+    given["set"] = tuple(set or ())
+    request = Request(**given)
+    request.check()
+
+    from dit_sparse.commands.job import run
+
+    run(request)

@@ -1,0 +1,175 @@
+"""From a checked request to files and a summary."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.commands.attention import Choice, choose, default
+from dit_sparse.commands.model import Geometry, Trained, load, locate
+from dit_sparse.commands.request import Request, beside
+from dit_sparse.commands.screen import Screen, hushed
+from dit_sparse.errors import ArgumentError
+
+# what a request calls an argument of a pipeline
+NAMES = {
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "negative": "negative_prompt",
+}
+FPS = 16  # what most video models were trained at
+
+
+@dataclass
+class Job:
+    """Everything one `generate` needs once the model is there."""
+
+    request: Request
+    screen: Screen
+    pipe: Any
+    trained: Trained
+    geometry: Geometry
+    arguments: dict[str, Any]  # of the pipeline call
+    choice: Choice
+    loading: float  # seconds
+
+    @property
+    def size(self) -> tuple[int | None, int | None, int | None]:
+        """Frames, height and width of the result; None where only the pipeline knows."""
+        frames = self.arguments.get("num_frames", 1)
+        return frames, self.arguments.get("height"), self.arguments.get("width")
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the file."""
+        return self.request.fps or self.trained.fps or FPS
+
+    @property
+    def tokens(self) -> int | None:
+        """Video tokens of one attention call."""
+        frames, height, width = self.size
+        return self.geometry.tokens(frames or 1, height, width) if height and width else None
+
+
+def run(request: Request) -> None:
+    """Do all that `generate` was asked for."""
+    screen = Screen(request.quiet, request.json)
+    place = locate(request.model)
+    trained = Trained.read(place)
+    asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
+    trained.check({**trained.default, **asked})
+    choice = choose(request)
+    for word, nearest in trained.unknown_words(request.prompt).items():
+        hint = f"; nearest it knows: {nearest[0]}" if nearest else ""
+        screen.warn(f"the model has never read the word {word!r}{hint}")
+    with hushed(request.debug):
+        job = _prepare(request, screen, place, trained, asked, choice)
+        from dit_sparse.commands.results import compare, single
+
+        (compare if request.compare else single)(job)
+
+
+def _prepare(
+    request: Request,
+    screen: Screen,
+    place: Path | str,
+    trained: Trained,
+    asked: dict[str, Any],
+    choice: Choice | None,
+) -> Job:
+    """Load the model and check the request against it."""
+    start = time.perf_counter()
+    screen.say(f"loading {request.model}")
+    pipe = load(request, place)
+    loading = time.perf_counter() - start
+    geometry = Geometry.of(pipe)
+    arguments = call_arguments(pipe, request, trained, asked)
+    geometry.check(arguments)
+    job = Job(request, screen, pipe, trained, geometry, arguments, choice or default(None), loading)
+    if choice is None:
+        job = replace(job, choice=default(job.tokens))
+    target(job)
+    import dit_sparse
+
+    if job.choice.name != "dense":
+        dit_sparse.enable(pipe, job.choice.value)
+    if request.compile:
+        for name in ("transformer", "transformer_2"):
+            part = getattr(pipe, name, None)
+            if part is not None:
+                blocks = getattr(part, "_repeated_blocks", None)
+                (part.compile_repeated_blocks if blocks else part.compile)()
+    return job
+
+
+def call_arguments(
+    pipe: Any, request: Request, trained: Trained, asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of the pipeline call: asked for, else trained, else the pipeline's."""
+    known = inspect.signature(pipe.__call__).parameters
+    for option, name in NAMES.items():
+        if name in asked and name not in known:
+            if name == "num_frames" and asked[name] == 1:
+                continue
+            raise ArgumentError(f"--{option} does not apply to {type(pipe).__name__}")
+    chosen = {**trained.default, **asked}
+    # written out, so that the summary and the token count know them
+    for name in ("height", "width", "num_frames", "num_inference_steps", "guidance_scale"):
+        if name in known and chosen.get(name) is None and known[name].default is not None:
+            chosen[name] = known[name].default
+    side = getattr(pipe, "default_sample_size", None)
+    for name in ("height", "width"):
+        if chosen.get(name) is None and isinstance(side, int):
+            chosen[name] = side * pipe.vae_scale_factor
+    kept = {k: v for k, v in chosen.items() if k in known and v is not None}
+    return {"prompt": request.prompt, **kept, "output_type": "np"}
+
+
+def target(job: Job) -> tuple[Path, bool]:
+    """Return the file to write and whether it may replace one; checks that the format fits."""
+    request, frames = job.request, job.size[0] or 1
+    out = request.out
+    if out is None or out.is_dir():
+        suffix = ".png" if frames == 1 else ".mp4"
+        return (out or Path()) / (file_name(request.prompt) + suffix), False
+    still = out.suffix.lower() == ".png"
+    if still and frames > 1:
+        raise ArgumentError(
+            f"--out {out}: .png holds one frame and this is a video of {frames}; "
+            "use .mp4, .gif or .webp"
+        )
+    if not still and not job.geometry.video:
+        raise ArgumentError(f"--out {out}: {type(job.pipe).__name__} makes images; use .png")
+    return out, True
+
+
+def file_name(prompt: str, limit: int = 60) -> str:
+    """Make a readable file name of a prompt: its words joined by hyphens."""
+    words = re.findall(r"\w+", prompt.lower())
+    name = ""
+    for word in words:
+        longer = f"{name}-{word}" if name else word
+        if len(longer.encode()) > limit:
+            break
+        name = longer
+    return name or "video"
+
+
+def names_of(job: Job) -> tuple[Path, Path | None, bool]:
+    """Return the file, the side-by-side file if any, and whether they may replace others."""
+    from dit_sparse.media import names
+
+    path, replaces = target(job)
+    if not job.request.compare:
+        return path, None, replaces
+    if not replaces:
+        # both names free: the pair must stay recognisable
+        path = next(p for p in names(path) if not p.exists() and not beside(p).exists())
+    return path, beside(path), replaces

@@ -1,0 +1,184 @@
+"""The model behind --model: where it lies, what it was trained for, what sizes it can make."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.commands.request import DTYPES, Request
+from dit_sparse.errors import ArgumentError, DitSparseError
+
+BUILT_IN = "shapes"
+
+
+def locate(name: str) -> Path | str:
+    """Return the pipeline folder that --model names, or the hub id when it names none."""
+    if name == BUILT_IN:
+        folder = Path(__file__).resolve().parent.parent / "models" / BUILT_IN
+        if not (folder / "model_index.json").is_file():
+            raise ArgumentError(f"--model {BUILT_IN}: its weights are not installed in {folder}")
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ArgumentError(f"--model {name} is no diffusers pipeline: no model_index.json")
+        return folder
+    if folder.exists():
+        raise ArgumentError(f"--model {name} is a file; name the folder of a pipeline")
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return name
+    raise ArgumentError(
+        f"--model {name}: no such folder; use {BUILT_IN}, a pipeline folder "
+        "or a hub id (owner/name)"
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model folder's `trained.json` says: offered sizes and lengths, defaults, words."""
+
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width)
+    frames: tuple[int, ...] = ()
+    default: dict[str, Any] = field(default_factory=dict)  # by the argument's name in __call__
+    fps: float | None = None
+    words: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, place: Path | str) -> Trained:
+        """Read `trained.json` of a model folder; a model without one offers everything."""
+        path = Path(place) / "trained.json"
+        if not isinstance(place, Path) or not path.is_file():
+            return cls()
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                sizes=tuple((int(h), int(w)) for h, w in told.get("sizes", [])),
+                frames=tuple(sorted(int(n) for n in told.get("frames", []))),
+                default=dict(told.get("default", {})),
+                fps=told.get("fps"),
+                words=frozenset(told.get("vocabulary", [])),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArgumentError(f"{path} cannot be read: {error}") from None
+
+    def check(self, asked: dict[str, Any]) -> None:
+        """Raise when the height, width or num_frames asked for was not trained."""
+        size, frames = (asked.get("height"), asked.get("width")), asked.get("num_frames")
+        if self.sizes and None not in size and size not in self.sizes:
+            best = min(self.sizes, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
+            raise ArgumentError(
+                f"{size[0]} x {size[1]} (height x width) is not offered by this model; "
+                f"nearest: {best[0]} x {best[1]}; "
+                f"all: {', '.join(f'{h} x {w}' for h, w in self.sizes)}"
+            )
+        if self.frames and frames is not None and frames not in self.frames:
+            best = min(self.frames, key=lambda n: abs(n - frames))
+            raise ArgumentError(
+                f"--frames {frames} is not offered by this model; nearest: {best}; "
+                f"all: {', '.join(map(str, self.frames))}"
+            )
+
+    def unknown_words(self, prompt: str) -> dict[str, list[str]]:
+        """Map each word of the prompt that was never trained to the nearest known ones."""
+        import difflib
+
+        if not self.words:
+            return {}
+        words = dict.fromkeys(re.findall(r"[^\s.,;:!?\"()]+", prompt.lower()))
+        return {
+            word: difflib.get_close_matches(word, self.words, n=1, cutoff=0.6)
+            for word in words
+            if word not in self.words
+        }
+
+
+def load(request: Request, place: Path | str) -> Any:
+    """Load the pipeline, dense, on the device and in the number format asked for."""
+    import torch
+
+    import dit_sparse
+
+    # the folder has no __init__.py, so type checkers cannot see what it offers
+    pipelines: Any = import_module("dit_sparse.pipelines")
+    device, dtype = request.device, request.dtype
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            found = torch.cuda.device_count() if torch.cuda.is_available() else "no"
+            raise ArgumentError(f"--device {device}: {found} GPU found; use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        small = device == "cpu" or request.model == BUILT_IN
+        dtype = "float32" if small else "bfloat16"
+    try:
+        number_format = getattr(torch, DTYPES[dtype])
+        pipe = pipelines.load(str(place), method="dense", torch_dtype=number_format)
+    except DitSparseError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if isinstance(place, Path):
+            raise ArgumentError(f"--model {request.model} cannot be loaded: {error}") from error
+        raise ArgumentError(
+            f"--model {place} is no folder here and cannot be fetched from the Hugging Face hub: "
+            f"{error}"
+        ) from error
+    return dit_sparse.disable(pipe).to(device)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which sizes a pipeline can make, and how many tokens they are."""
+
+    video: bool
+    space: int  # height and width are multiples of it
+    time: int  # frames are time * k + 1
+    token: tuple[int, int, int]  # latent frames, pixels down and pixels across per token
+
+    @classmethod
+    def of(cls, pipe: Any) -> Geometry:
+        """Read the pipeline's scale factors and its transformer's patch size."""
+        video = "num_frames" in inspect.signature(pipe.__call__).parameters
+
+        def first(*names: str, default: int) -> int:
+            return next((getattr(pipe, n) for n in names if getattr(pipe, n, None)), default)
+
+        vae = first("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor",
+                    default=8)  # fmt: skip
+        time = first("vae_scale_factor_temporal", "vae_temporal_compression_ratio", default=4)
+        config = pipe.transformer.config
+        patch = config.get("patch_size") or 2
+        if isinstance(patch, int):
+            # image models with patch 1 pack 2 x 2 latents before the transformer
+            patch = (config.get("patch_size_t") or 1, *(2 * [patch if patch > 1 or video else 2]))
+        token = (patch[0], vae * patch[1], vae * patch[2])
+        # most pipelines demand multiples of 16 whatever their factors are
+        return cls(video, lcm(16, *token[1:]), time if video else 1, token)
+
+    def check(self, asked: dict[str, Any]) -> None:
+        """Raise when height, width or num_frames cannot be made, naming the nearest that can."""
+        for name in ("height", "width"):
+            value = asked.get(name)
+            if value and value % self.space:
+                best = max(1, round(value / self.space)) * self.space
+                raise ArgumentError(
+                    f"--{name} {value} must be a multiple of {self.space}; nearest: {best}"
+                )
+        frames = asked.get("num_frames")
+        if frames and (frames - 1) % self.time:
+            best = round((frames - 1) / self.time) * self.time + 1
+            raise ArgumentError(
+                f"--frames {frames} must be {self.time} * k + 1 for this model; nearest: {best}"
+            )
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Return the length of the attention sequence without text."""
+        latents = (frames - 1) // self.time + 1
+        down, across = height // self.token[1], width // self.token[2]
+        return -(-latents // self.token[0]) * down * across

@@ -1,0 +1,156 @@
+"""What was asked for on the command line, checked as far as no model is needed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.errors import ArgumentError
+
+DTYPES = {
+    "float32": "float32", "fp32": "float32",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `generate`; None = the model's default."""
+
+    prompt: str
+    model: str = "shapes"
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    method: str | None = None
+    keep: float | None = None
+    profile: str | None = None
+    set: tuple[str, ...] = ()
+    steps: int | None = None
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance: float | None = None
+    negative: str | None = None
+    seed: int = 0
+    fps: float | None = None
+    out: Path | None = None
+    compare: bool = False
+    quiet: bool = False
+    json: bool = False
+    debug: bool = False
+
+    def check(self) -> None:
+        """Raise `ArgumentError` for the first argument that cannot work with any model."""
+        if not self.prompt.strip():
+            raise ArgumentError("the prompt is empty; say what to show")
+        for name in ("steps", "frames", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} {value} must be at least 1")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise ArgumentError(f"--keep {self.keep:g} must be above 0 and at most 1, e.g. 0.25")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ArgumentError(f"--guidance {self.guidance:g} must be 0 or more; 1 = no guidance")
+        if self.fps is not None and not 1 <= self.fps <= 240:
+            raise ArgumentError(f"--fps {self.fps:g} must be from 1 to 240")
+        if not 0 <= self.seed < 2**63:
+            raise ArgumentError(f"--seed {self.seed} must be from 0 to 2^63 - 1")
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise ArgumentError(f"--dtype {self.dtype} is not known; use auto, {', '.join(DTYPES)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ArgumentError(f"--device {self.device} is not known; use auto, cpu or cuda")
+        self._check_method()
+        if self.out is not None:
+            check_out(self.out, self.compare)
+        elif not _writable(Path.cwd()):
+            raise ArgumentError(f"cannot write to the current folder {Path.cwd()}; use --out")
+
+    def _check_method(self) -> None:
+        """Check how the method was named and its settings written; values come later."""
+        params = self.params
+        if self.method is not None and self.profile is not None:
+            raise ArgumentError("--method and --profile both name a method; give one of them")
+        if self.method == "dense" and self.compare:
+            raise ArgumentError("--compare sets a sparse method against dense; dense was asked for")
+        # a budget without a method means: the default sparse method with this budget
+        if self.method is None and self.profile is None and set(params) - {"keep"}:
+            raise ArgumentError("--set needs --method or --profile: whose parameter is it?")
+        if self.method is not None:
+            from dit_sparse.registry import methods
+
+            if self.method not in methods():
+                raise ArgumentError(f"--method {self.method} is not known; {near(self.method)}")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the method that were given by --keep and --set."""
+        params = dict(parse_setting(text) for text in self.set)
+        if self.keep is not None:
+            if "keep" in params:
+                raise ArgumentError("--keep and --set keep=... say the same; give one of them")
+            params["keep"] = self.keep
+        return params
+
+
+def near(name: str) -> str:
+    """Name the methods closest to `name`, or all of them."""
+    from dit_sparse.registry import methods
+
+    close = difflib.get_close_matches(name, methods(), n=3, cutoff=0.4)
+    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(methods())}"
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split KEY=VALUE; the value is TOML (`8`, `0.5`, `true`, `[8, 16]`) or a bare word."""
+    key, equals, raw = (part.strip() for part in text.partition("="))
+    if not equals or not key.isidentifier() or not raw or "\n" in raw:
+        raise ArgumentError(f"--set {text!r} must be KEY=VALUE, e.g. --set dense_steps=0.25")
+    try:
+        return key, tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        if re.fullmatch(r"[A-Za-z][\w-]*", raw):
+            return key, raw
+        raise ArgumentError(
+            f"--set {text!r}: the value is not TOML; write 8, 0.5, true, [8, 16] or a word"
+        ) from None
+
+
+def check_out(out: Path, compare: bool) -> None:
+    """Raise unless a file can be written at `out`, which is a folder or a file name."""
+    from dit_sparse.media import EXTENSIONS
+
+    if out.is_dir():
+        folder = out
+    elif out.suffix.lower() not in EXTENSIONS:
+        kind = f"{out.suffix!r} is not known" if out.suffix else "has no file extension"
+        raise ArgumentError(f"--out {out}: {kind}; use {', '.join(EXTENSIONS)} or a folder")
+    else:
+        folder = out.parent
+        if not folder.is_dir():
+            raise ArgumentError(f"--out {out}: the folder {str(folder)!r} does not exist")
+        if compare and beside(out).is_dir():
+            raise ArgumentError(f"--out {out}: {beside(out)} is a folder")
+    if not _writable(folder):
+        raise ArgumentError(f"--out {out}: cannot write to the folder {str(folder)!r}")
+
+
+def beside(path: Path) -> Path:
+    """Return the name of the side-by-side file: cat.mp4 -> cat_compare.mp4."""
+    return path.with_name(f"{path.stem}_compare{path.suffix}")
+
+
+def _writable(folder: Path) -> bool:
+    # asking for permission bits is wrong for root, network and read-only file systems: try it
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

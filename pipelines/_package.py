@@ -1,0 +1,81 @@
+"""The body of the package `dit_sparse.pipelines`, which has no `__init__.py`.
+
+In a checkout the folder `pipelines/` lies at the root, where an `__init__.py` would make it
+importable as `pipelines` and hide other packages of that name; `dit_sparse/__init__.py` loads this
+file in its place.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
+
+
+def __getattr__(name: str) -> Any:
+    found = _names() if name.startswith("Sparse") else {}
+    if name not in found:
+        raise AttributeError(f"module 'dit_sparse.pipelines' has no attribute {name!r}")
+    return getattr(found[name], name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_names()})
+
+
+def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any:
+    """Load a pipeline by folder, Hub id or the name "shapes", sparse attention enabled.
+
+    The class follows from `model_index.json`. options: as in `from_pretrained` of the drop-in
+    classes. torch_dtype: default float32 for "shapes" and without a GPU, else bfloat16, for all
+    components alike.
+
+        pipe = dit_sparse.pipelines.load("shapes", method="pisa", keep=0.25)
+    """
+    import torch
+
+    builtin = str(path) == "shapes" and not Path(path).is_dir()
+    if builtin:
+        folder = resources.files("dit_sparse") / "models" / "shapes"
+        if not (folder / "model_index.json").is_file():
+            raise DitSparseError(f"the built-in model 'shapes' is not in this installation ({folder})")
+        path = str(folder)
+    host = _index(path, options).get("_class_name")
+    ours = {module.PIPELINES[name]: name for name, module in _names().items()}
+    if host not in ours:
+        raise UnsupportedModelError(
+            f"{path}: its pipeline class {host} is not supported; supported: {', '.join(sorted(ours))}"
+        )
+    full = builtin or not torch.cuda.is_available()
+    options.setdefault("torch_dtype", torch.float32 if full else torch.bfloat16)
+    return __getattr__(ours[host]).from_pretrained(path, method, **options)
+
+
+def _names() -> dict[str, Any]:
+    """Return the module of each drop-in class name."""
+    from dit_sparse.integrations.adapters import families
+
+    return {name: module for module in families() for name in getattr(module, "PIPELINES", {})}
+
+
+def _index(path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `model_index.json` of a folder or a Hub id."""
+    folder, text = Path(path), str(path)
+    if folder.is_dir():
+        try:
+            return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"model={text!r}: no readable model_index.json in it ({error})") from None
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise ArgumentError(f"model={text!r}: no such folder, no Hub id (owner/name) and not 'shapes'")
+    from diffusers import DiffusionPipeline
+
+    names = ("cache_dir", "revision", "token", "local_files_only", "proxies", "force_download")
+    try:
+        return DiffusionPipeline.load_config(text, **{k: options[k] for k in names if k in options})
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError(f"model={text!r}: no such folder, and not on the Hub: {reason[0]}") from None

@@ -1,0 +1,276 @@
+"""The diffusers seam: the same output where it must be, sparse where it says, and gone when disabled."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import diffusers
+import peft
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, WanPipeline
+from diffusers.models.attention_dispatch import attention_backend
+from tests.tiny_wan import tiny_wan
+
+import dit_sparse
+from dit_sparse.arrange.raster import Raster
+from dit_sparse.integrations.adapters import box
+from dit_sparse.integrations.clock import Clock
+from dit_sparse.integrations.diffusers import BACKEND, progress
+
+STEPS, LAYERS = 4, 2
+DRAFT = {"keep": 0.3, "patch": (3, 2), "dense_steps": 0, "dense_layers": 0}
+LOG = []
+
+
+@dataclass(frozen=True)
+class Probe(Raster):
+    """Logs where each call is, and how often its state was seen."""
+
+    def __call__(self, x, ctx):
+        ctx.state["calls"] = ctx.state.get("calls", 0) + 1
+        LOG.append((ctx.layer, ctx.step, ctx.steps, ctx.state["calls"], id(ctx.state), ctx.grid))
+        return super().__call__(x, ctx)
+
+
+def probe():
+    LOG.clear()
+    return replace(dit_sparse.get("draft", **DRAFT), arrange=Probe())
+
+
+def run(pipe, prompt="a red circle", **options):
+    given = {"height": 48, "width": 80, "num_frames": 9, "guidance_scale": 3.0, "output_type": "latent"}
+    given |= {"num_inference_steps": STEPS, "max_sequence_length": 12, **options}
+    return pipe(prompt, generator=torch.Generator().manual_seed(1), **given).frames
+
+
+@pytest.fixture(scope="module")
+def shared():
+    torch.manual_seed(0)
+    pipe = tiny_wan()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, run(pipe)
+
+
+@pytest.fixture
+def pipe(shared):
+    yield shared[0]
+    dit_sparse.disable(shared[0])
+
+
+@pytest.fixture
+def base(shared):
+    return shared[1]
+
+
+def attentions(model):
+    return {n: m for n, m in model.named_modules() if hasattr(m, "processor")}
+
+
+EXACT = {"rtol": 0, "atol": 0}
+LIMITS = [
+    ("dense", {}, EXACT),
+    ("draft", {"schedule": dit_sparse.Schedule(dense_layers=LAYERS)}, EXACT),
+    ("draft", {**DRAFT, "dense_steps": STEPS}, EXACT),
+    ("draft", {**DRAFT, "keep": 1.0}, {"rtol": 1e-4, "atol": 1e-5}),
+    ("pisa", {"keep": 1.0, "tile": (1, 3, 2)}, {"rtol": 1e-4, "atol": 1e-5}),
+]
+
+
+@pytest.mark.parametrize(("method", "params", "tolerance"), LIMITS)
+def test_dense_limit_and_disable(pipe, base, method, params, tolerance):
+    names, config = list(pipe.transformer.state_dict()), dict(pipe.transformer.config)
+    assert dit_sparse.enable(pipe, method, **params) is pipe
+    torch.testing.assert_close(run(pipe), base, **tolerance)
+    assert (names, config) == (list(pipe.transformer.state_dict()), dict(pipe.transformer.config))
+    dit_sparse.disable(dit_sparse.disable(pipe))
+    assert torch.equal(run(pipe), base)
+    assert all(m.processor._attention_backend is None for m in attentions(pipe.transformer).values())
+    assert "forward" not in vars(pipe.transformer.blocks[0].attn1)
+
+
+@pytest.mark.parametrize(
+    ("options", "branches"),
+    [
+        ({}, 2),
+        ({"guidance_scale": 1.0}, 1),
+        ({"prompt": ["a red circle", "a blue square"]}, 2),
+        ({"height": 80, "width": 112, "num_frames": 1}, 2),
+        ({"height": 16, "width": 48, "num_frames": 13, "guidance_scale": 1.0}, 1),
+    ],
+)
+def test_every_self_attention_and_nothing_else(pipe, options, branches):
+    dit_sparse.enable(pipe, probe())
+    out = run(pipe, **options)
+    found = dit_sparse.report(pipe)
+    assert out.isfinite().all()
+    assert {(c.layer, c.step) for c in found.cells} == {(n, s) for n in range(LAYERS) for s in range(STEPS)}
+    assert all(c.calls == c.sparse == branches for c in found.cells) and 0 < found.density < 0.7
+    assert {entry[5].video for entry in LOG} == {out[0, 0].numel()}
+    ours = {n for n, m in attentions(pipe.transformer).items() if m.processor._attention_backend is BACKEND}
+    assert ours == {f"blocks.{n}.attn1" for n in range(LAYERS)}
+    # a state per layer and branch, which lives for one generation
+    assert len({entry[4] for entry in LOG}) == LAYERS * branches
+    assert sorted(e[3] for e in LOG) == sorted((s + 1) for s in range(STEPS) for _ in range(LAYERS * branches))
+    run(pipe, **options)
+    assert max(entry[3] for entry in LOG) == STEPS
+
+
+SCHEDULES = [(0.25, 0, 1, ()), (2, 0, 2, ()), (0, 1, 0, (0,)), (1, (1,), 1, (1,))]
+
+
+@pytest.mark.parametrize(("steps", "layers", "first", "dense"), SCHEDULES)
+def test_schedule_and_report(pipe, steps, layers, first, dense):
+    dit_sparse.enable(pipe, "draft", schedule=dit_sparse.Schedule(steps, layers), keep=0.3, patch=(3, 2))
+    run(pipe)
+    found = dit_sparse.report(pipe)
+    for cell in found.cells:
+        sparse = cell.step >= first and cell.layer not in dense
+        assert cell.sparse == (cell.calls if sparse else 0) and (cell.density < 0.5) == sparse
+    assert sum(found.reasons.values()) == found.calls - found.sparse_calls
+    text = str(found)
+    assert "schedule: a dense" in text and max(map(len, text.splitlines())) <= 80
+    assert found.to_dict()["cells"][0]["calls"] == 2 and found.progress == progress(pipe)
+    assert "torch" in found.implementations
+
+
+def test_two_experts_share_the_steps():
+    pipe, other = tiny_wan(), tiny_wan()
+    pipe = WanPipeline(**{**pipe.components, "transformer_2": other.transformer}, boundary_ratio=0.5)
+    pipe.set_progress_bar_config(disable=True)
+    dit_sparse.enable(pipe, "draft", **{**DRAFT, "dense_steps": 0.25})
+    run(pipe)
+    cells = dit_sparse.report(pipe).cells
+    parts = {name: {c.step for c in cells if c.transformer == name} for name in ("transformer", "transformer_2")}
+    assert set.union(*parts.values()) == set(range(STEPS)) and all(parts.values())
+    assert not set.intersection(*parts.values())
+    assert {c.step for c in cells if not c.sparse} == {0}
+    pipe.transformer = None
+    dit_sparse.disable(pipe)
+
+
+def test_lora_cache_callback_and_abort(pipe, base):
+    dit_sparse.enable(pipe, probe())
+    sparse = run(pipe)
+    pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    tuned = run(pipe)
+    assert not torch.equal(tuned, sparse) and dit_sparse.report(pipe).sparse_calls == 2 * LAYERS * STEPS
+    pipe.fuse_lora(components=["transformer"])
+    torch.testing.assert_close(run(pipe), tuned, rtol=1e-3, atol=1e-4)
+    pipe.unfuse_lora(components=["transformer"])
+    pipe.transformer.delete_adapters("default")
+    polled = []
+
+    def poll(pipe, step, timestep, kwargs):
+        polled.append(progress(pipe))
+        if stop == step:
+            raise KeyboardInterrupt
+        return kwargs
+
+    for stop in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, callback_on_step_end=poll)
+        LOG.clear()
+        polled.clear()
+        stop = None
+        torch.testing.assert_close(run(pipe, callback_on_step_end=poll), sparse)
+        assert [p.step for p in polled] == list(range(STEPS)) and all(p.density < 0.7 for p in polled)
+        assert max(entry[3] for entry in LOG) == STEPS
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    run(pipe)
+    cells = dit_sparse.report(pipe).cells
+    assert {c.step for c in cells if c.layer == 0} == set(range(STEPS)) and all(c.sparse for c in cells)
+    assert {c.step for c in cells if c.layer == 1} == {0}
+    pipe.transformer.disable_cache()
+    dit_sparse.disable(pipe)
+    assert torch.equal(run(pipe), base)
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_compiles_to_one_graph(regional):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    pipe = tiny_wan()
+    pipe.set_progress_bar_config(disable=True)
+    dit_sparse.enable(pipe, probe())
+    eager, log = run(pipe), [entry[:4] for entry in LOG]
+    LOG.clear()
+    part = pipe.transformer
+    (part.compile_repeated_blocks if regional else part.compile)(backend=backend, fullgraph=True)
+    torch.testing.assert_close(run(pipe), eager)
+    assert len(graphs) == 1 and [entry[:4] for entry in LOG] == log
+
+
+def test_host_backend_changes_are_noticed(pipe, base):
+    dit_sparse.enable(pipe, "draft", **DRAFT)
+    with attention_backend("_native_math"):
+        run(pipe)
+    assert dit_sparse.report(pipe).notes == ()
+    pipe.transformer.set_attention_backend("native")
+    with pytest.warns(UserWarning, match="set_attention_backend"):
+        assert torch.equal(run(pipe), base)
+    notes = dit_sparse.report(pipe).notes
+    assert "2 of 2 layers lost" in notes[0] and "0 sparse calls" in notes[1]
+    pipe.transformer.reset_attention_backend()
+
+
+def test_masks_offload_and_training(pipe):
+    layer = pipe.transformer.blocks[0].attn1
+    x, mask = torch.randn(1, 90, 32), torch.rand(1, 1, 90, 90) > 0.3
+    with torch.no_grad():
+        plain = layer(x, attention_mask=mask)
+    dit_sparse.enable(pipe, "draft", **DRAFT)
+    run(pipe)
+    with torch.no_grad():
+        assert torch.equal(layer(x, attention_mask=mask), plain)
+    assert any("mask" in reason for reason in dit_sparse.report(pipe).reasons)
+    with pytest.raises(dit_sparse.DitSparseError, match="training"):
+        layer(x).sum().backward()
+    # accelerate wraps `forward` for CPU offload: disabling keeps its wrapper
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    add_hook_to_module(pipe.transformer, ModelHook())
+    wrapper = pipe.transformer.forward
+    dit_sparse.disable(pipe)
+    assert pipe.transformer.forward is wrapper
+    run(pipe)
+    remove_hook_from_module(pipe.transformer)
+
+
+def flux(pipeline=True):
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    model = FluxTransformer2DModel(
+        in_channels=4, joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8), **sizes
+    ).eval()
+    if not pipeline:
+        return model
+    vae = diffusers.AutoencoderKL(
+        sample_size=32, block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.0
+    )
+    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.FluxPipeline(scheduler, vae, **dict.fromkeys(names), transformer=model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (14, 26)])
+def test_flux(height, width):
+    pipe = flux()
+    draw = lambda: pipe(  # noqa: E731
+        prompt_embeds=torch.ones(1, 7, 16), pooled_prompt_embeds=torch.ones(1, 8), height=height, width=width,
+        num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    base = draw()
+    dit_sparse.enable(pipe, "draft", **{**DRAFT, "keep": 1.0})
+    torch.testing.assert_close(draw(), base, rtol=1e-4, atol=1e-5)
+    dit_sparse.enable(pipe, probe())
+    assert not torch.equal(draw(), base)
+    grid = dit_sparse.Grid(1, height // 2, width // 2, text=7, text_first=True)
+    assert {(e[0], e[1], e[2]) for e in LOG} == {(n, s, 3) for n in range(3) for s in range(3)}
+    assert {entry[5] for entry in LOG} == {grid}
+    assert torch.equal(draw() * 0, base * 0) and torch.equal((dit_sparse.disable(pipe), draw())[1], base)
