@@ -1,12 +1,13 @@
 """Read colour, shape, motion, pattern and background back from the pixels of a `shapes` clip.
 
-    1. the background's colour is the name most border pixels are closest to, patterns included
-    2. the object is what is closer to one other colour; its largest component is the mask
-    3. the shape is the best overlap with turned templates of equal area
-    4. the motion follows centroid, area and template angle over time
-    5. the pattern is read from the background averaged over time where no object covers it
+1. the background's colour is the name most border pixels are closest to, patterns included
+2. the object is what is closer to one other colour; its largest component is the mask
+3. the shape is the best overlap with turned templates of equal area
+4. the motion follows centroid, area and template angle over time
+5. the pattern is read from the background averaged over time where no object covers it
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def detect(video: np.ndarray, fps: float = 8) -> Detection:
     away = _to_segment(pixels, background)[0]
     found = _object_colour(pixels, away, background)
     if found is None:
-        return Detection(None, None, None, _pattern(pixels, np.zeros(away.shape, bool), background), background)
+        return Detection(
+            None, None, None, _pattern(pixels, np.zeros(away.shape, bool), background), background
+        )
     colour, paint = found
     masks = np.stack([_largest(m) for m in np.linalg.norm(pixels - paint, axis=-1) < away])
     views = [_view(m) for m in masks]
@@ -64,13 +67,18 @@ def score(video: np.ndarray, scene: Scene, fps: float = 8) -> dict[str, bool]:
 def wilson(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share."""
     z, p = 1.96, right / max(total, 1)
-    centre, spread = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    centre, spread = (
+        p + z * z / (2 * total),
+        z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)),
+    )
     low, high = (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
     return max(low, 0.0), min(high, 1.0)
 
 
 def table(scores: Iterable[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
-    """Sum scores up: per cent right and its 95 % interval for each attribute and for `all` of them at once."""
+    """Sum scores up: per cent right and its 95 % interval for each attribute and for `all` of them
+    at once.
+    """
     rows = [{**s, "all": all(s.values())} for s in scores]
     out = {}
     for name in (*ATTRIBUTES, "all"):
@@ -81,7 +89,9 @@ def table(scores: Iterable[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
 
 
 def _to_segment(pixels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the line between a colour's two tones, and the place along it; pixels [..., 3]."""
+    """Return the distance to the line between a colour's two tones, and the place along it; pixels
+    [..., 3].
+    """
     first, second = (np.array(tone, np.float32) for tone in COLOURS[name])
     axis = second - first
     place = (pixels - first) @ axis / (axis @ axis)
@@ -98,7 +108,9 @@ def _background(pixels: np.ndarray) -> str:
     return list(COLOURS)[np.bincount(distances.argmin(0), minlength=len(COLOURS)).argmax()]
 
 
-def _object_colour(pixels: np.ndarray, away: np.ndarray, background: str) -> tuple[str, np.ndarray] | None:
+def _object_colour(
+    pixels: np.ndarray, away: np.ndarray, background: str
+) -> tuple[str, np.ndarray] | None:
     """Return the name and the mean rgb of the largest area that is closer to another colour."""
     every = slice(None, None, max(1, len(pixels) // 8))
     names = [name for name in COLOURS if name != background]
@@ -108,7 +120,9 @@ def _object_colour(pixels: np.ndarray, away: np.ndarray, background: str) -> tup
     # blurred edges pass through third colours: count the insides first
     for size in (5, 3, 1):
         kernel = np.ones((size, size), np.uint8)
-        inside = [[cv2.erode(np.uint8(frame == i), kernel) for frame in label] for i in range(len(names))]
+        inside = [
+            [cv2.erode(np.uint8(frame == i), kernel) for frame in label] for i in range(len(names))
+        ]
         counts = np.array([np.sum(masks) for masks in inside])
         if counts.max() >= 12:
             best = int(counts.argmax())
@@ -118,7 +132,9 @@ def _object_colour(pixels: np.ndarray, away: np.ndarray, background: str) -> tup
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     """Keep the largest component of a frame's mask [H, W]."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=4
+    )
     if count < 2:
         return np.zeros_like(mask)
     return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
@@ -126,7 +142,9 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _View:
-    """One frame's object: area and centre in units of half the shorter side, and its normalised picture."""
+    """One frame's object: area and centre in units of half the shorter side, and its normalised
+    picture.
+    """
 
     area: float
     x: float
@@ -162,7 +180,9 @@ def _templates(shape: str) -> np.ndarray:
     for i in range(turns):
         angle = i * 2 * math.pi / order / turns if order else 0.0
         cos, sin = math.cos(angle), math.sin(angle)
-        view = _view((outline(SHAPES.index(shape), x * cos + y * sin, y * cos - x * sin) < 0).numpy())
+        view = _view(
+            (outline(SHAPES.index(shape), x * cos + y * sin, y * cos - x * sin) < 0).numpy()
+        )
         assert view is not None
         views.append(view.picture)
     return np.stack(views)
@@ -173,11 +193,16 @@ def _shape(views: list[_View | None]) -> tuple[str | None, list[float | None]]:
     whole = [v for v in views if v and not v.cut] or [v for v in views if v]
     if not whole:
         return None, [None] * len(views)
-    best = np.stack([v.picture for v in sorted(whole, key=lambda v: -v.area)[: max(4, len(whole) // 2)]])
+    best = np.stack(
+        [v.picture for v in sorted(whole, key=lambda v: -v.area)[: max(4, len(whole) // 2)]]
+    )
     shape = max(SHAPES, key=lambda name: float((best @ _templates(name).T).max(1).mean()))
     drawn = _templates(shape)
     period = 2 * math.pi / max(_SYMMETRY[shape], 1)
-    turn = [None if v is None or v.cut else int((drawn @ v.picture).argmax()) * period / len(drawn) for v in views]
+    turn = [
+        None if v is None or v.cut else int((drawn @ v.picture).argmax()) * period / len(drawn)
+        for v in views
+    ]
     return shape, turn
 
 
@@ -187,7 +212,9 @@ def _swing(values: np.ndarray) -> tuple[float, float]:
     return float(rise), float((np.maximum.accumulate(values) - values).max())
 
 
-def _motion(views: list[_View | None], angles: list[float | None], order: int, fps: float) -> str | None:
+def _motion(
+    views: list[_View | None], angles: list[float | None], order: int, fps: float
+) -> str | None:
     seen = [(i / fps, v) for i, v in enumerate(views) if v]
     if len(seen) < max(3, len(views) // 2):
         return None
@@ -209,7 +236,7 @@ def _motion(views: list[_View | None], angles: list[float | None], order: int, f
         period = 2 * math.pi / order
         steps = [
             (b - a + period / 2) % period - period / 2
-            for a, b in zip(angles, angles[1:], strict=False)
+            for a, b in itertools.pairwise(angles)
             if a is not None and b is not None
         ]
         if len(steps) > len(views) // 3 and abs(float(np.mean(steps))) * fps > 0.6:
@@ -244,7 +271,8 @@ def _pattern(pixels: np.ndarray, masks: np.ndarray, background: str) -> str:
     rows = centred.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
     if max(explained(columns), explained(rows)) > 0.6:
         return "striped"
-    # a checkered board is one row pattern times one column pattern: fill the hidden part and look at rank one
+    # a checkered board is one row pattern times one column pattern: fill the hidden part and look
+    # at rank one
     filled = centred
     for _ in range(4):
         u, s, vt = np.linalg.svd(filled, full_matrices=False)

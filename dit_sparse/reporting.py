@@ -108,8 +108,7 @@ class Report:
         yield Text(f"density {self.density:.3f}; {share:.0f} % of {self.calls} calls sparse")
         for name in sorted({cell.transformer for cell in self.cells}):
             cells = [cell for cell in self.cells if cell.transformer == name]
-            steps = _ranges({c.step for c in cells}, lambda s, c=cells: _pattern(c, step=s), COLUMNS)
-            layers = _ranges({c.layer for c in cells}, lambda n, c=cells: _pattern(c, layer=n), ROWS)
+            steps, layers = _ranges(cells, "step", COLUMNS), _ranges(cells, "layer", ROWS)
             yield Text(f"{name}, density by layer (rows) and step (columns):")
             table = Table(box=SIMPLE_HEAD)
             table.add_column("layer")
@@ -146,28 +145,27 @@ def _label(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
-def _pattern(cells: list[Cell], layer: int | None = None, step: int | None = None) -> Any:
-    """Return which calls of a layer or a step were sparse: neighbours that agree share a range."""
-    if layer is not None:
-        return {(c.step, c.sparse > 0) for c in cells if c.layer == layer}
-    return {(c.layer, c.sparse > 0) for c in cells if c.step == step}
+def _ranges(cells: list[Cell], axis: str, most: int) -> list[list[int]]:
+    """Cut the layers or steps of some cells into at most `most` ranges.
 
-
-def _ranges(numbers: Iterable[int], pattern: Any, most: int) -> list[list[int]]:
-    """Cut sorted numbers into at most `most` ranges, first where the pattern changes."""
+    Neighbours whose calls were sparse at the same places share a range; spare ranges halve the
+    longest.
+    """
+    places: dict[int, set[Any]] = {}
+    for cell in cells:
+        places.setdefault(getattr(cell, axis), set()).add(
+            (cell.step if axis == "layer" else cell.layer, cell.sparse > 0)
+        )
+    numbers = sorted(places)
     ranges: list[list[int]] = []
-    last = None
-    for number in sorted(numbers):
-        seen = pattern(number)
-        if ranges and seen == last and number == ranges[-1][-1] + 1:
+    for number in numbers:
+        if ranges and ranges[-1][-1] == number - 1 and places[number - 1] == places[number]:
             ranges[-1].append(number)
         else:
             ranges.append([number])
-        last = seen
     if len(ranges) > most:
-        flat = sum(ranges, [])
-        size = -(-len(flat) // most)
-        return [flat[at : at + size] for at in range(0, len(flat), size)]
+        size = -(-len(numbers) // most)
+        return [numbers[at : at + size] for at in range(0, len(numbers), size)]
     while len(ranges) < most and max(map(len, ranges)) > 1:
         at = max(range(len(ranges)), key=lambda i: len(ranges[i]))
         half = -(-len(ranges[at]) // 2)

@@ -1,7 +1,9 @@
 """The captioned world of the built-in model `shapes`: its words, its scenes and their exact pixels.
 
-One flat-coloured object moves over a still background; five attributes and a size are named by the caption.
-Space: -1..1 spans the shorter side, x to the right, y down. Time is in seconds, so length does not change motion.
+One flat-coloured object moves over a still background; five attributes and a size are named by the
+caption.
+Space: -1..1 spans the shorter side, x to the right, y down. Time is in seconds, so length does not
+change motion.
 """
 
 import math
@@ -43,14 +45,25 @@ NAMES = (tuple(SIZES), tuple(COLOURS), SHAPES, tuple(MOTIONS), PATTERNS, tuple(C
 VOCABULARY = tuple(
     dict.fromkeys(
         w
-        for phrase in ("a an over on background", *SIZES, *COLOURS, *SHAPES, *MOTIONS, *MOTIONS.values(), *PATTERNS)
+        for phrase in (
+            "a an over on background",
+            *SIZES,
+            *COLOURS,
+            *SHAPES,
+            *MOTIONS,
+            *MOTIONS.values(),
+            *PATTERNS,
+        )
         for w in phrase.split()
     )
 )
-_SPIN, _GROW, _SHRINK, _BOUNCE = (NAMES[3].index(m) for m in ("spins", "grows", "shrinks", "bounces"))
+_SPIN, _GROW, _SHRINK, _BOUNCE = (
+    NAMES[3].index(m) for m in ("spins", "grows", "shrinks", "bounces")
+)
 _ROUND = (SHAPES.index("circle"), SHAPES.index("ring"))
 _PARSE = re.compile(
-    rf"an? (?:(?P<size>small|large) )?(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)}) "
+    rf"an? (?:(?P<size>small|large) )?(?P<colour>{'|'.join(COLOURS)}) "
+    rf"(?P<shape>{'|'.join(SHAPES)}) "
     rf"(?P<motion>{'|'.join([*MOTIONS, *MOTIONS.values()])}) (?:over|on) an? "
     rf"(?P<pattern>{'|'.join(PATTERNS)}) (?P<background>{'|'.join(COLOURS)}) background"
 )
@@ -126,7 +139,10 @@ def sample_ids(n: int, generator: torch.Generator, *, unseen: bool | None = Fals
     kept, count = [], 0
     while count < n:
         size = (n - count) * (30 if unseen else 2) + 64
-        columns = [torch.randint(len(m), (size,), generator=generator, device=generator.device) for m in NAMES]
+        columns = [
+            torch.randint(len(m), (size,), generator=generator, device=generator.device)
+            for m in NAMES
+        ]
         ids = torch.stack(columns, 1)
         good = possible(ids) if unseen is None else possible(ids) & (held_out(ids) == unseen)
         kept.append(ids[good])
@@ -157,7 +173,9 @@ def outline(shape: int, x: Tensor, y: Tensor) -> Tensor:
             radius = (x * x + y * y).sqrt()
             notch_x, notch_y = 0.54 * math.cos(sector), 0.54 * math.sin(sector)
             norm = math.hypot(notch_y, 1.25 - notch_x)
-            return ((radius * angle.cos() - 1.25) * notch_y + radius * angle.sin() * (1.25 - notch_x)) / norm
+            return (
+                (radius * angle.cos() - 1.25) * notch_y + radius * angle.sin() * (1.25 - notch_x)
+            ) / norm
         case "cross":
             bars = torch.maximum(ax - 1.05, ay - 0.36), torch.maximum(ax - 0.36, ay - 1.05)
             return torch.minimum(*bars)
@@ -166,9 +184,13 @@ def outline(shape: int, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _geometry(ids: Tensor, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Place the object in closed form. ids [B, 6], u [B, 32] in 0..1, t [B, F] -> x, y, radius, angle [B, F]."""
+    """Place the object in closed form. ids [B, 6], u [B, 32] in 0..1, t [B, F] -> x, y, radius,
+    angle [B, F].
+    """
     motion, jitter = ids[:, 3:4], 2 * u - 1
-    base = torch.tensor(list(SIZES.values()), device=u.device)[ids[:, 0]][:, None] * (1 + 0.05 * jitter[:, :1])
+    base = torch.tensor(list(SIZES.values()), device=u.device)[ids[:, 0]][:, None] * (
+        1 + 0.05 * jitter[:, :1]
+    )
     along = 0.28 * (1 + 0.1 * jitter[:, 1:2]) * t - (0.52 + 0.06 * jitter[:, 2:3])
     x, y = (0.14 * jitter[:, 3:4]).expand_as(t), (0.14 * jitter[:, 4:5]).expand_as(t)
     side_x, side_y = jitter[:, 5:6].sign(), jitter[:, 6:7].sign()
@@ -180,12 +202,16 @@ def _geometry(ids: Tensor, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor
     y = torch.where(motion == _BOUNCE, 0.48 + 0.06 * jitter[:, 4:5] - 0.95 * hop, y)
     scale = torch.where(motion == _GROW, 0.6 + 0.2 * t, torch.ones_like(t))
     scale = torch.where(motion == _SHRINK, (1.4 - 0.2 * t).clamp_min(0.3), scale)
-    angle = 0.1 * jitter[:, 8:9] + torch.where(motion == _SPIN, 1.6 * (1 + 0.06 * jitter[:, 9:10]) * t, 0 * t)
+    angle = 0.1 * jitter[:, 8:9] + torch.where(
+        motion == _SPIN, 1.6 * (1 + 0.06 * jitter[:, 9:10]) * t, 0 * t
+    )
     return x, y, base * scale, angle
 
 
 def _pattern(ids: Tensor, u: Tensor, x: Tensor, y: Tensor, unit: float) -> Tensor:
-    """Return the share of the second tone. u [B, 32], x, y [1, H, W], unit in pixels -> [B, H, W]."""
+    """Return the share of the second tone. u [B, 32], x, y [1, H, W], unit in pixels -> [B, H,
+    W].
+    """
 
     def col(i: int) -> Tensor:
         return u[:, i, None, None]
@@ -203,7 +229,12 @@ def _pattern(ids: Tensor, u: Tensor, x: Tensor, y: Tensor, unit: float) -> Tenso
     waves = torch.zeros_like(stripes)
     for i in range(5):  # five directions around the half circle make round blotches
         heading = (i + col(15)) * (math.pi / 5)
-        waves = waves + ((7 + 4 * col(16 + i)) * (x * heading.cos() + y * heading.sin()) + turn * col(21 + i)).sin()
+        waves = (
+            waves
+            + (
+                (7 + 4 * col(16 + i)) * (x * heading.cos() + y * heading.sin()) + turn * col(21 + i)
+            ).sin()
+        )
     share = torch.where(kind == 1, stripes, torch.zeros_like(stripes))
     share = torch.where(kind == 2, checks, share)
     share = torch.where(kind == 3, ramp, share)
@@ -222,7 +253,8 @@ def render(
 ) -> Tensor:
     """Draw scenes, a batch at once, on the generator's device.
 
-    what: B scenes, or their ids [B, 6]; times: optional [B, frames] seconds instead of 0, 1/fps, ...
+    what: B scenes, or their ids [B, 6]; times: optional [B, frames] seconds instead of 0, 1/fps,
+    ...
     returns: [B, frames, 3, height, width] float32 in 0..1
 
         clip = render([parse("a red star spins over a plain blue background")], 33, 128, 128)
@@ -232,7 +264,11 @@ def render(
     ids = (what if isinstance(what, Tensor) else torch.tensor([s.ids() for s in what])).to(device)
     # one draw per scene whatever the length and size: the same seed gives the same scene
     u = torch.rand(len(ids), 32, generator=generator, device=device)
-    t = (torch.arange(frames, device=device) / fps)[None].expand(len(ids), -1) if times is None else times.to(device)
+    t = (
+        (torch.arange(frames, device=device) / fps)[None].expand(len(ids), -1)
+        if times is None
+        else times.to(device)
+    )
     unit = min(height, width) / 2
     y, x = torch.meshgrid(
         (torch.arange(height, device=device) + 0.5 - height / 2) / unit,
@@ -255,4 +291,8 @@ def render(
     for i in range(1, len(SHAPES)):
         distance = torch.where(shape == i, outline(i, dx, dy), distance)
     cover = (0.5 - distance * radius * (unit / 1.2)).clamp(0, 1)[:, None]  # [B, 1, F, H, W]
-    return torch.lerp(ground.expand(-1, -1, t.shape[1], -1, -1), paint, cover).transpose(1, 2).clamp(0, 1)
+    return (
+        torch.lerp(ground.expand(-1, -1, t.shape[1], -1, -1), paint, cover)
+        .transpose(1, 2)
+        .clamp(0, 1)
+    )

@@ -1,9 +1,11 @@
-"""Triton primitives shared by the kernels: block bounds, tile loads, list scan, online-softmax step."""
+"""Triton primitives shared by the kernels: block bounds, tile loads, list scan, online-softmax
+step."""
 
 import triton
 import triton.language as tl
 
-# the interpreter multiplies bfloat16 by its bit patterns: there, products are taken in float32 (exact for 2-byte types)
+# the interpreter multiplies bfloat16 by its bit patterns: there, products are taken in float32
+# (exact for 2-byte types)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -27,7 +29,8 @@ def scores(q, k, PRECISION: tl.constexpr):
 
 @triton.jit
 def block_range(block, offsets_ptr, tokens, SIZE: tl.constexpr, IS_UNIFORM: tl.constexpr, live):
-    """First and past-the-end token of a block (scalar or vector of blocks); (0, 0) where not live."""
+    """First and past-the-end token of a block (scalar or vector of blocks); (0, 0) where not
+    live."""
     if IS_UNIFORM:
         start = block * SIZE
         end = tl.minimum(start + SIZE, tokens)
@@ -52,8 +55,8 @@ def load_rows(ptr, stride, rows, keep, DIM: tl.constexpr, BLOCK_D: tl.constexpr)
 
 @triton.jit
 def load_tile(
-    desc, ptr, stride, b, h, start, tokens, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    USE_TMA: tl.constexpr,
+    desc, ptr, stride, b, h, start, tokens, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D:
+    tl.constexpr, USE_TMA: tl.constexpr,
 ):  # fmt: skip
     """Load [BLOCK, BLOCK_D] tokens from `start`; rows past `tokens` are zero."""
     if USE_TMA:
@@ -65,7 +68,8 @@ def load_tile(
 
 @triton.jit
 def softmax_step(acc, total, peak, s, v, qk_scale, PRECISION: tl.constexpr):
-    """Fold raw logits s [M, N] (-inf where hidden) and values v [N, Dv] into (acc, total, peak), log2 units."""
+    """Fold raw logits s [M, N] (-inf where hidden) and values v [N, Dv] into (acc, total, peak),
+    log2 units."""
     new_peak = tl.maximum(peak, tl.max(s, 1) * qk_scale)
     p = tl.exp2(s * qk_scale - new_peak[:, None])
     alpha = tl.exp2(peak - new_peak)
@@ -77,12 +81,13 @@ def softmax_step(acc, total, peak, s, v, qk_scale, PRECISION: tl.constexpr):
 
 @triton.jit
 def column_steps(
-    acc, total, peak, mass, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, bias_ptr, mask_ptr, n_columns,
-    qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr,
-    BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_COLUMN_MASK: tl.constexpr,
-    HAS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    acc, total, peak, mass, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, bias_ptr,
+    mask_ptr, n_columns, qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_COLUMN_MASK: tl.constexpr, HAS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Stream all extra columns through the same online softmax; `mass` is the sum of their exponentials."""
+    """Stream all extra columns through the same online softmax; `mass` is the sum of their
+    exponentials."""
     for c in range(0, n_columns, BLOCK_C):
         cols = c + tl.arange(0, BLOCK_C)
         seen = cols < n_columns
@@ -97,7 +102,9 @@ def column_steps(
         s = scores(q, k, PRECISION) * qk_scale + add[None, :]
         s = tl.where((add > float("-inf"))[None, :], s, float("-inf"))
         # v: [BLOCK_C, HEAD_DIM_V]
-        v = load_tile(v_desc, v_ptr, stride_vs, b, h, c, n_columns, DIM_V, BLOCK_C, HEAD_DIM_V, USE_TMA)
+        v = load_tile(
+            v_desc, v_ptr, stride_vs, b, h, c, n_columns, DIM_V, BLOCK_C, HEAD_DIM_V, USE_TMA
+        )
         new_peak = tl.maximum(peak, tl.max(s, 1))
         p = tl.exp2(s - new_peak[:, None])
         alpha = tl.exp2(peak - new_peak)
@@ -113,12 +120,14 @@ def column_steps(
 
 @triton.jit
 def scan_list(
-    list_ptr, count, offsets_ptr, tokens, first_seen, last_seen, SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_UNIFORM: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_FULL: tl.constexpr,
+    list_ptr, count, offsets_ptr, tokens, first_seen, last_seen, SIZE: tl.constexpr, BLOCK_N:
+    tl.constexpr, IS_UNIFORM: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_FULL: tl.constexpr,
 ):  # fmt: skip
-    """Split a list: the first `split` entries need no mask; entries up to `stop` make `tiles` masked tiles.
+    """Split a list: the first `split` entries need no mask; entries up to `stop` make `tiles`
+    masked tiles.
 
-    first_seen, last_seen: last key position seen by the first and the last query of the tile (causal).
+    first_seen, last_seen: last key position seen by the first and the last query of the tile
+        (causal).
     """
     SCAN: tl.constexpr = 128
     TILES: tl.constexpr = (SIZE + BLOCK_N - 1) // BLOCK_N

@@ -1,7 +1,8 @@
-"""Tile table of the Triton attention kernel: chosen by head dim, block sizes, dtype and device, never by length.
+"""Tile table of the Triton attention kernel: chosen by head dim, block sizes, dtype and device,
+never by length.
 
-Each row says where it was measured. `choose` prunes nothing at run time: it is a table look-up, so a first call
-compiles exactly one kernel.
+Each row says where it was measured. `choose` prunes nothing at run time: it is a table look-up, so
+a first call compiles exactly one kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """One launch configuration; block_c is the tile of extra columns, precision that of float32 products."""
+    """One launch configuration; block_c is the tile of extra columns, precision that of float32
+    products."""
 
     block_m: int
     block_n: int
@@ -22,7 +24,8 @@ class Config:
 
 
 # (padded head dim, 2-byte dtype, shared memory of Hopper class) -> largest tile
-# one H200, Triton 3.6, performance.md: d 128 tile 128x64 502 TFLOP/s at density .1, d 64 tile 64x64 394
+# one H200, Triton 3.6, performance.md: d 128 tile 128x64 502 TFLOP/s at density .1, d 64 tile
+# 64x64 394
 _TABLE = {
     (64, True, True): Config(64, 64, 4, 3),
     (128, True, True): Config(128, 64, 4, 3, 32),
@@ -45,8 +48,11 @@ def power_of_2(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
-def choose(head_dim: int, q_size: int, kv_size: int, itemsize: int, big_smem: bool, tf32: bool = True) -> Config:
-    """Return the configuration for padded head dim, block sizes, bytes per element and device class."""
+def choose(
+    head_dim: int, q_size: int, kv_size: int, itemsize: int, big_smem: bool, tf32: bool = True
+) -> Config:
+    """Return the configuration for padded head dim, block sizes, bytes per element and device
+    class."""
     row = _TABLE[min(256, max(64, power_of_2(head_dim))), itemsize == 2, big_smem]
     block_n = row.block_n
     # a uniform block should be whole tiles, so that its inner loop needs no mask
@@ -54,5 +60,10 @@ def choose(head_dim: int, q_size: int, kv_size: int, itemsize: int, big_smem: bo
         block_n //= 2
     precision = row.precision if tf32 else "ieee"
     return Config(
-        min(row.block_m, power_of_2(q_size)), max(16, block_n), row.num_warps, row.num_stages, row.block_c, precision
+        min(row.block_m, power_of_2(q_size)),
+        max(16, block_n),
+        row.num_warps,
+        row.num_stages,
+        row.block_c,
+        precision,
     )

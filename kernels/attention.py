@@ -1,10 +1,11 @@
 """Block-sparse attention: the public wrapper, its dispatch, and the one `torch.library` op.
 
-    out_i = ( sum_{j kept} e^{s q_i k_j} v_j  +  sum_c e^{s q_i k_c + bias_c} v_c ) / Z_i  +  (mass_i / Z_i) s q_i T
+    out_i = ( sum_{j kept} e^{s q_i k_j} v_j  +  sum_c e^{s q_i k_c + bias_c} v_c ) / Z_i  + 
+    (mass_i / Z_i) s q_i T
 
-Z_i sums both groups of exponentials, mass_i the columns alone. Every method of the package ends here: kept blocks
-(draft, svg2, vsa, ...), pooled levels and centroids as columns (psa, ...), PISA's first order as the tail.
-Importing this file imports no Triton.
+Z_i sums both groups of exponentials, mass_i the columns alone. Every method of the package ends
+here: kept blocks (draft, svg2, vsa, ...), pooled levels and centroids as columns (psa, ...),
+PISA's first order as the tail. Importing this file imports no Triton.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import functools
 import importlib
 
 import torch
-from torch import Tensor
-
 from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, check
+from torch import Tensor
 
 __all__ = ["Columns", "Cut", "block_sparse_attention", "implementation"]
 
@@ -67,17 +67,22 @@ def block_sparse_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend every query block to its listed key blocks, and to extra columns in the same softmax.
 
-    q: [B, H, Sq, D] in arranged order; k: [B, Hkv, Skv, D], v: [B, Hkv, Skv, Dv]; kv head = q head // (H // Hkv)
-    kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their distinct ids,
-        packed left, C <= N; any order is correct, ascending is fastest
+    q: [B, H, Sq, D] in arranged order; k: [B, Hkv, Skv, D], v: [B, Hkv, Skv, Dv]; kv head = q head
+        // (H // Hkv)
+    kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their
+        distinct ids, packed left, C <= N; any order is correct, ascending is fastest
     q_blocks, kv_blocks: a block size (the last block may be short) or a Cut with offsets
-    columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) * scale * q @ tail
-    causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their mask alone)
-    scale: default D ** -0.5; impl: auto, triton, torch or reference; an explicit choice never falls back
-    returns: out [B, H, Sq, Dv] in q's dtype, lse [B, H, Sq] float32 (natural log, exact keys and columns);
-        a query that sees nothing, or lies in no block, gives 0 and -inf
+    columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) *
+        scale * q @ tail
+    causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their
+        mask alone)
+    scale: default D ** -0.5; impl: auto, triton, torch or reference; an explicit choice never
+        falls back
+    returns: out [B, H, Sq, Dv] in q's dtype, lse [B, H, Sq] float32 (natural log, exact keys and
+        columns); a query that sees nothing, or lies in no block, gives 0 and -inf
 
-    Differentiable in q, k, v, columns and tail with the lists frozen; backward recomputes in torch (correct, slow).
+    Differentiable in q, k, v, columns and tail with the lists frozen; backward recomputes in torch
+    (correct, slow).
 
     >>> x = torch.randn(1, 2, 256, 64)
     >>> count = torch.full((1, 2, 4), 2, dtype=torch.int32)
@@ -95,14 +100,14 @@ def block_sparse_attention(
     if c.k is not None and c.k.shape[2] == 0:
         c, tail = Columns(None, None), None  # type: ignore[arg-type]
     return torch.ops.dit_sparse.block_sparse_attention(
-        q, k, v, kv_count, kv_index, q_blocks.size, q_blocks.offsets, kv_blocks.size, kv_blocks.offsets,
-        c.k, c.v, c.bias, c.mask, tail, causal, scale, impl,
+        q, k, v, kv_count, kv_index, q_blocks.size, q_blocks.offsets, kv_blocks.size,
+        kv_blocks.offsets, c.k, c.v, c.bias, c.mask, tail, causal, scale, impl,
     )  # fmt: skip
 
 
 def _dispatch(
-    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
-    col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
+    col_mask, tail, causal, scale, impl,
 ):  # fmt: skip
     name = implementation(q)[0] if impl == "auto" else impl
     if name == "triton" and _triton_missing():
@@ -110,21 +115,22 @@ def _dispatch(
     module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
     columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
     return module.block_sparse_attention(
-        q, k, v, kv_count, kv_index, q_blocks=Cut(q_size, q_offsets), kv_blocks=Cut(kv_size, kv_offsets),
-        columns=columns, tail=tail, causal=causal, scale=scale,
+        q, k, v, kv_count, kv_index, q_blocks=Cut(q_size, q_offsets), kv_blocks=Cut(kv_size,
+        kv_offsets), columns=columns, tail=tail, causal=causal, scale=scale,
     )  # fmt: skip
 
 
 @torch.library.custom_op("dit_sparse::block_sparse_attention", mutates_args=())
 def _attention_op(
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets: Tensor | None,
-    kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None,
-    col_mask: Tensor | None, tail: Tensor | None, causal: bool, scale: float, impl: str,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets:
+    Tensor | None, kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor |
+    None, col_bias: Tensor | None, col_mask: Tensor | None, tail: Tensor | None, causal: bool,
+    scale: float, impl: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, lse = allocate(q, v.shape[-1])
+    out, _ = allocate(q, v.shape[-1])
     result = _dispatch(
-        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
-        col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
+        col_bias, col_mask, tail, causal, scale, impl,
     )  # fmt: skip
     if result[0].stride() == out.stride():
         return result
@@ -134,11 +140,22 @@ def _attention_op(
 
 @_attention_op.register_fake
 def _attention_fake(
-    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
-    col_k, col_v, col_bias, col_mask, tail, causal, scale, impl,
+    q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
+    col_mask, tail, causal, scale, impl,
 ):  # fmt: skip
     columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
-    check(q, k, v, kv_count, kv_index, Cut(q_size, q_offsets), Cut(kv_size, kv_offsets), columns, tail, scale)
+    check(
+        q,
+        k,
+        v,
+        kv_count,
+        kv_index,
+        Cut(q_size, q_offsets),
+        Cut(kv_size, kv_offsets),
+        columns,
+        tail,
+        scale,
+    )
     return allocate(q, v.shape[-1])
 
 
@@ -149,21 +166,28 @@ _PLACES = (0, 1, 2, 9, 10, 11, 13)
 def _record() -> torch._C._ForceDispatchKeyGuard:
     """Let autograd record inside an op's body, where the dispatcher has switched it off."""
     hidden = torch._C._dispatch_tls_local_exclude_set()
-    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "AutogradXPU", "AutogradMPS", "ADInplaceOrView"):
+    for key in (
+        "AutogradCPU",
+        "AutogradCUDA",
+        "AutogradOther",
+        "AutogradXPU",
+        "AutogradMPS",
+        "ADInplaceOrView",
+    ):
         hidden = hidden.remove(getattr(torch._C.DispatchKey, key))
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
 
 
 @torch.library.custom_op("dit_sparse::block_sparse_attention_backward", mutates_args=())
 def _backward_op(
-    grad_out: Tensor, grad_lse: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets: Tensor | None,
-    kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None,
-    col_mask: Tensor | None, tail: Tensor | None, causal: bool, scale: float,
+    grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor,
+    kv_index: Tensor, q_size: int, q_offsets: Tensor | None, kv_size: int, kv_offsets: Tensor |
+    None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None, col_mask: Tensor |
+    None, tail: Tensor | None, causal: bool, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     args = [
-        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets,
-        col_k, col_v, col_bias, col_mask, tail, causal, scale, "torch",
+        q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
+        col_bias, col_mask, tail, causal, scale, "torch",
     ]  # fmt: skip
     with torch.enable_grad(), _record():
         for place in _PLACES:
@@ -174,7 +198,10 @@ def _backward_op(
         lse = torch.where(lse.isinf(), torch.zeros_like(lse), lse)
         inputs = [args[p] for p in _PLACES if args[p] is not None]
         grads = torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse), allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g.contiguous() for x, g in zip(inputs, grads, strict=True)]
+    return [
+        torch.zeros_like(x) if g is None else g.contiguous()
+        for x, g in zip(inputs, grads, strict=True)
+    ]
 
 
 @_backward_op.register_fake

@@ -1,11 +1,15 @@
 """Portable Triton forward kernel of block-sparse attention (online softmax in log2 units).
 
-    out = ( sum_kept e^{s qk} v + sum_columns e^{s qk + bias} v ) / Z + (column mass / Z) s q T,   lse = log Z
+    out = ( sum_kept e^{s qk} v + sum_columns e^{s qk + bias} v ) / Z + (column mass / Z) s q T,  
+    lse = log Z
 
-q [B, H, Sq, D], k/v [B, Hkv, Skv, D/Dv], lists kv_count [B, H, M], kv_index [B, H, M, C]; see attention.py.
-Users: every method. One program per (head, query tile); full key tiles run without any per-element mask, tiles that
-may be short or cross the causal diagonal run in a second loop, then the columns, then the tail.
-Limits: forward only, head dims up to 256, no float64; ids must be in range (they are not checked on the device).
+q [B, H, Sq, D], k/v [B, Hkv, Skv, D/Dv], lists kv_count [B, H, M], kv_index [B, H, M, C]; see
+attention.py.
+Users: every method. One program per (head, query tile); full key tiles run without any per-element
+mask, tiles that may be short or cross the causal diagonal run in a second loop, then the columns,
+then the tail.
+Limits: forward only, head dims up to 256, no float64; ids must be in range (they are not checked
+on the device).
 """
 
 from __future__ import annotations
@@ -15,9 +19,6 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
-
 from dit_sparse.kernels import _tune
 from dit_sparse.kernels._jit import (
     block_range,
@@ -30,21 +31,23 @@ from dit_sparse.kernels._jit import (
     softmax_step,
 )
 from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, per_head
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
 def attend_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc, ck_desc, cv_desc,
-    count_ptr, index_ptr, q_offsets_ptr, kv_offsets_ptr, ck_ptr, cv_ptr, bias_ptr, mask_ptr, tail_ptr,
-    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_ob, stride_oh, stride_os, stride_fb, stride_fh, stride_gb, stride_gh,
-    stride_ckb, stride_ckh, stride_cks, stride_cvb, stride_cvh, stride_cvs, stride_bb, stride_bh,
-    stride_mb, stride_mh, stride_mm, stride_tb, stride_th, stride_td,
-    heads, group, column_group, tail_group, rows, s_q, s_kv, capacity, n_columns, scale,
-    DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr,
-    Q_SIZE: tl.constexpr, KV_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    USE_TMA: tl.constexpr, IS_Q_UNIFORM: tl.constexpr, IS_KV_UNIFORM: tl.constexpr, IS_CAUSAL: tl.constexpr,
-    HAS_FULL: tl.constexpr, HAS_PARTIAL: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc, ck_desc, cv_desc, count_ptr, index_ptr,
+    q_offsets_ptr, kv_offsets_ptr, ck_ptr, cv_ptr, bias_ptr, mask_ptr, tail_ptr, stride_qb,
+    stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_ob, stride_oh, stride_os, stride_fb, stride_fh, stride_gb, stride_gh, stride_ckb,
+    stride_ckh, stride_cks, stride_cvb, stride_cvh, stride_cvs, stride_bb, stride_bh, stride_mb,
+    stride_mh, stride_mm, stride_tb, stride_th, stride_td, heads, group, column_group, tail_group,
+    rows, s_q, s_kv, capacity, n_columns, scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM:
+    tl.constexpr, HEAD_DIM_V: tl.constexpr, Q_SIZE: tl.constexpr, KV_SIZE: tl.constexpr, BLOCK_M:
+    tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr,
+    IS_Q_UNIFORM: tl.constexpr, IS_KV_UNIFORM: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_FULL:
+    tl.constexpr, HAS_PARTIAL: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_COLUMN_MASK: tl.constexpr, HAS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     Q_TILES: tl.constexpr = (Q_SIZE + BLOCK_M - 1) // BLOCK_M
@@ -58,7 +61,9 @@ def attend_kernel(
     h = (bh % heads).to(tl.int64)
     hk = h // group
     row = tile // Q_TILES
-    q_start, q_end = block_range(row, q_offsets_ptr + b * stride_fb + h * stride_fh, s_q, Q_SIZE, IS_Q_UNIFORM, True)
+    q_start, q_end = block_range(
+        row, q_offsets_ptr + b * stride_fb + h * stride_fh, s_q, Q_SIZE, IS_Q_UNIFORM, True
+    )
     q_start += (tile % Q_TILES) * BLOCK_M
     if q_start >= q_end:
         return
@@ -95,10 +100,24 @@ def attend_kernel(
             # the id of the next step is on its way while this one computes
             block = tl.load(list_ptr + tl.minimum((i + 1) // KV_TILES, split - 1))
             # k: [BLOCK_N, HEAD_DIM]
-            k = load_tile(k_desc, k_ptr, stride_ks, b32, hk32, start, s_kv, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
+            k = load_tile(
+                k_desc, k_ptr, stride_ks, b32, hk32, start, s_kv, DIM, BLOCK_N, HEAD_DIM, USE_TMA
+            )
             s = scores(q, k, PRECISION)
             # v: [BLOCK_N, HEAD_DIM_V]
-            v = load_tile(v_desc, v_ptr, stride_vs, b32, hk32, start, s_kv, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA)
+            v = load_tile(
+                v_desc,
+                v_ptr,
+                stride_vs,
+                b32,
+                hk32,
+                start,
+                s_kv,
+                DIM_V,
+                BLOCK_N,
+                HEAD_DIM_V,
+                USE_TMA,
+            )
             acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
 
     if HAS_PARTIAL:
@@ -109,14 +128,18 @@ def attend_kernel(
         for _ in range(0, tiles):
             cols = start + tl.arange(0, BLOCK_N)
             # k: [BLOCK_N, HEAD_DIM]; rows past the block are other keys, hidden below
-            k = load_tile(k_desc, k_ptr, stride_ks, b32, hk32, start, end, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
+            k = load_tile(
+                k_desc, k_ptr, stride_ks, b32, hk32, start, end, DIM, BLOCK_N, HEAD_DIM, USE_TMA
+            )
             s = scores(q, k, PRECISION)
             seen = (cols < end)[None, :]
             if IS_CAUSAL:
                 seen = seen & (cols[None, :] <= (q_rows + (s_kv - s_q))[:, None])
             s = tl.where(seen, s, float("-inf"))
             # v: [BLOCK_N, HEAD_DIM_V]
-            v = load_tile(v_desc, v_ptr, stride_vs, b32, hk32, start, end, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA)
+            v = load_tile(
+                v_desc, v_ptr, stride_vs, b32, hk32, start, end, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA
+            )
             acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
             start += BLOCK_N
             past = start >= (tl.minimum(end, last_seen + 1) if IS_CAUSAL else end)
@@ -131,11 +154,10 @@ def attend_kernel(
         hc = h // column_group
         acc, total, peak, mass = column_steps(
             acc, total, peak, mass, q, ck_desc, cv_desc, ck_ptr + b * stride_ckb + hc * stride_ckh,
-            cv_ptr + b * stride_cvb + hc * stride_cvh, stride_cks, stride_cvs, b32, hc.to(tl.int32),
-            bias_ptr + b * stride_bb + h * stride_bh,
-            mask_ptr + b * stride_mb + h * stride_mh + row.to(tl.int64) * stride_mm,
-            n_columns, qk_scale, DIM, DIM_V, HEAD_DIM, HEAD_DIM_V, BLOCK_C, USE_TMA, HAS_BIAS, HAS_COLUMN_MASK,
-            HAS_TAIL, PRECISION,
+            cv_ptr + b * stride_cvb + hc * stride_cvh, stride_cks, stride_cvs, b32,
+            hc.to(tl.int32), bias_ptr + b * stride_bb + h * stride_bh, mask_ptr + b * stride_mb + h
+            * stride_mh + row.to(tl.int64) * stride_mm, n_columns, qk_scale, DIM, DIM_V, HEAD_DIM,
+            HEAD_DIM_V, BLOCK_C, USE_TMA, HAS_BIAS, HAS_COLUMN_MASK, HAS_TAIL, PRECISION,
         )  # fmt: skip
     inverse = 1.0 / tl.where(total > 0, total, 1.0)
     acc = acc * inverse[:, None]
@@ -147,15 +169,33 @@ def attend_kernel(
             dims = d + tl.arange(0, 16)
             inside = (q_rows < q_end)[:, None] & (dims < DIM)[None, :]
             # q: [BLOCK_M, 16], tail: [16, HEAD_DIM_V]
-            part = tl.load(q_ptr + q_rows.to(tl.int64)[:, None] * stride_qs + dims[None, :], mask=inside, other=0.0)
+            part = tl.load(
+                q_ptr + q_rows.to(tl.int64)[:, None] * stride_qs + dims[None, :],
+                mask=inside,
+                other=0.0,
+            )
             t = load_rows(t_ptr, stride_td, dims, dims < DIM, DIM_V, HEAD_DIM_V)
             part = (part.to(tl.float32) * weight[:, None]).to(part.dtype)
             acc = dot(part, t.to(part.dtype), acc, PRECISION)
-    lse = tl.where(total > 0, (peak + tl.log2(tl.where(total > 0, total, 1.0))) * 0.6931471805599453, float("-inf"))
+    lse = tl.where(
+        total > 0,
+        (peak + tl.log2(tl.where(total > 0, total, 1.0))) * 0.6931471805599453,
+        float("-inf"),
+    )
     tl.store(lse_ptr + bh.to(tl.int64) * s_q + q_rows, lse, mask=q_rows < q_end)
     dims = tl.arange(0, HEAD_DIM_V)
-    at = out_ptr + b * stride_ob + h * stride_oh + q_rows.to(tl.int64)[:, None] * stride_os + dims[None, :]
-    tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=(q_rows < q_end)[:, None] & (dims < DIM_V)[None, :])
+    at = (
+        out_ptr
+        + b * stride_ob
+        + h * stride_oh
+        + q_rows.to(tl.int64)[:, None] * stride_os
+        + dims[None, :]
+    )
+    tl.store(
+        at,
+        acc.to(out_ptr.dtype.element_ty),
+        mask=(q_rows < q_end)[:, None] & (dims < DIM_V)[None, :],
+    )
 
 
 @functools.cache
@@ -163,37 +203,57 @@ def _device(index: int) -> tuple[bool, bool, bool]:
     """Return (has tensor-descriptor hardware, has Hopper-class shared memory, is NVIDIA)."""
     nvidia = torch.version.hip is None
     smem = getattr(torch.cuda.get_device_properties(index), "shared_memory_per_block_optin", 0)
-    return nvidia and torch.cuda.get_device_capability(index)[0] >= 9, nvidia and smem >= 200 * 1024, nvidia
+    return (
+        nvidia and torch.cuda.get_device_capability(index)[0] >= 9,
+        nvidia and smem >= 200 * 1024,
+        nvidia,
+    )
 
 
 def is_interpreted() -> bool:
-    """Tell whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported)."""
+    """Tell whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was
+    imported)."""
     return not isinstance(attend_kernel, triton.runtime.JITFunction)
 
 
 def describe(x: Tensor, block: int, head_dim: int) -> TensorDescriptor | None:
-    """Return a 4-D tensor descriptor over x [B, H, S, D] in place, or None if its alignment forbids one."""
+    """Return a 4-D tensor descriptor over x [B, H, S, D] in place, or None if its alignment
+    forbids one."""
     strides = [x.stride(i) if x.shape[i] > 1 else 16 * x.shape[-1] for i in range(3)]
-    aligned = x.data_ptr() % 16 == 0 and all(s > 0 and s * x.element_size() % 16 == 0 for s in strides)
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, block, head_dim]) if aligned else None
+    aligned = x.data_ptr() % 16 == 0 and all(
+        s > 0 and s * x.element_size() % 16 == 0 for s in strides
+    )
+    return (
+        TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, block, head_dim])
+        if aligned
+        else None
+    )
 
 
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *,
-    q_blocks: Cut | int, kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None,
-    causal: bool = False, scale: float | None = None, config: _tune.Config | None = None, tma: bool | None = None,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
+    = False, scale: float | None = None, config: _tune.Config | None = None, tma: bool | None =
+    None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the kernel; arguments as in attention.py, `config` and `tma` override the table (benchmarks)."""
+    """Launch the kernel; arguments as in attention.py, `config` and `tma` override the table
+    (benchmarks)."""
     batch, heads, s_q, dim = q.shape
     kv_heads, s_kv, dim_v = k.shape[1], k.shape[2], v.shape[3]
     q_cut, kv_cut = as_cut(q_blocks), as_cut(kv_blocks)
     if q.device.type != "cuda" and not is_interpreted():
-        raise RuntimeError(f"impl='triton' needs a CUDA tensor, got {q.device.type} (TRITON_INTERPRET=1 is not set)")
+        raise RuntimeError(
+            f"impl='triton' needs a CUDA tensor, got {q.device.type} (TRITON_INTERPRET=1 is not set)"
+        )
     if q.dtype == torch.float64 or max(dim, dim_v) > 256:
-        raise ValueError(f"impl='triton' takes head dims up to 256 and no float64, got {dim}, {dim_v}, {q.dtype}")
+        raise ValueError(
+            f"impl='triton' takes head dims up to 256 and no float64, got {dim}, {dim_v}, {q.dtype}"
+        )
     has_tma, big, nvidia = _device(q.device.index or 0) if q.is_cuda else (True, True, True)
     head_dim, head_dim_v = _tune.power_of_2(dim), _tune.power_of_2(dim_v)
-    config = config or _tune.choose(max(head_dim, head_dim_v), q_cut.size, kv_cut.size, q.element_size(), big, nvidia)
+    config = config or _tune.choose(
+        max(head_dim, head_dim_v), q_cut.size, kv_cut.size, q.element_size(), big, nvidia
+    )
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out, lse = allocate(q, dim_v)
     q_off = kv_off = kv_index
@@ -215,20 +275,23 @@ def block_sparse_attention(
     use_tma = cv_desc is not None
     descriptors = (k_desc, v_desc, ck_desc, cv_desc) if use_tma else (None,) * 4
     bias = kv_index if c.bias is None else per_head(c.bias.contiguous(), batch, heads)
-    mask = kv_index if c.mask is None else per_head(c.mask.contiguous().view(torch.int8), batch, heads)
+    mask = (
+        kv_index if c.mask is None else per_head(c.mask.contiguous().view(torch.int8), batch, heads)
+    )
     t = k if tail is None else tail if tail.stride(-1) == 1 else tail.contiguous()
     rows = kv_count.shape[2]
     grid = (batch * heads * rows * -(-q_cut.size // config.block_m),)
     attend_kernel[grid](
-        q, k, v, out, lse, *descriptors, kv_count.contiguous(), kv_index.contiguous(), q_off, kv_off, ck, cv, bias, mask, t,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *q_off.stride()[:2], *kv_off.stride()[:2],
-        *ck.stride()[:3], *cv.stride()[:3], *bias.stride()[:2], *mask.stride()[:3], *t.stride()[:3],
-        heads, heads // kv_heads, heads // ck.shape[1], heads // t.shape[1],
-        rows, s_q, s_kv, kv_index.shape[-1], ck.shape[2], scale or dim**-0.5,
-        DIM=dim, DIM_V=dim_v, HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, Q_SIZE=q_cut.size, KV_SIZE=kv_cut.size,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_C=config.block_c, USE_TMA=use_tma,
-        IS_Q_UNIFORM=q_cut.offsets is None, IS_KV_UNIFORM=uniform, IS_CAUSAL=causal, HAS_FULL=has_full,
-        HAS_PARTIAL=partial, HAS_COLUMNS=columns is not None, HAS_BIAS=columns is not None and c.bias is not None,
+        q, k, v, out, lse, *descriptors, kv_count.contiguous(), kv_index.contiguous(), q_off,
+        kv_off, ck, cv, bias, mask, t, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *out.stride()[:3], *q_off.stride()[:2], *kv_off.stride()[:2], *ck.stride()[:3],
+        *cv.stride()[:3], *bias.stride()[:2], *mask.stride()[:3], *t.stride()[:3], heads, heads //
+        kv_heads, heads // ck.shape[1], heads // t.shape[1], rows, s_q, s_kv, kv_index.shape[-1],
+        ck.shape[2], scale or dim**-0.5, DIM=dim, DIM_V=dim_v, HEAD_DIM=head_dim,
+        HEAD_DIM_V=head_dim_v, Q_SIZE=q_cut.size, KV_SIZE=kv_cut.size, BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n, BLOCK_C=config.block_c, USE_TMA=use_tma, IS_Q_UNIFORM=q_cut.offsets
+        is None, IS_KV_UNIFORM=uniform, IS_CAUSAL=causal, HAS_FULL=has_full, HAS_PARTIAL=partial,
+        HAS_COLUMNS=columns is not None, HAS_BIAS=columns is not None and c.bias is not None,
         HAS_COLUMN_MASK=columns is not None and c.mask is not None, HAS_TAIL=tail is not None,
         PRECISION=config.precision, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

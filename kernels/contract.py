@@ -1,4 +1,5 @@
-"""The arguments every attention implementation shares: cuts, columns, and their checks (torch only).
+"""The arguments every attention implementation shares: cuts, columns, and their checks (torch
+only).
 
 Used by all files of this folder; imports nothing of `dit_sparse` outside it.
 """
@@ -17,9 +18,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Cut:
     """Cut a token axis into blocks.
 
-    size: tokens per block (the last may be short); with offsets, the static upper bound of a block's size
-    offsets: None, or int32 [B or 1, H or Hkv or 1, N + 1] ascending token positions; equal neighbours are an
-        empty block, tokens outside [offsets[0], offsets[N]) belong to no block
+    size: tokens per block (the last may be short); with offsets, the static upper bound of a
+        block's size
+    offsets: None, or int32 [B or 1, H or Hkv or 1, N + 1] ascending token positions; equal
+        neighbours are an empty block, tokens outside [offsets[0], offsets[N]) belong to no block
 
     Example: `Cut(128)`, or `Cut(200, offsets)` for clusters of at most 200 tokens.
     """
@@ -37,8 +39,10 @@ class Columns:
     """Extra key columns that share the softmax of the exact blocks (pooled remainder, centroids).
 
     k: [B, H or Hkv, C2, D], v: [B, H or Hkv, C2, Dv]
-    bias: None or float32 [B or 1, H or 1, C2], added to the scaled logit (log n for a group of n tokens)
-    mask: None or bool/int8 [B or 1, H or 1, M, C2], which query block sees which column (None: all see all)
+    bias: None or float32 [B or 1, H or 1, C2], added to the scaled logit (log n for a group of n
+        tokens)
+    mask: None or bool/int8 [B or 1, H or 1, M, C2], which query block sees which column (None: all
+        see all)
     """
 
     k: Tensor
@@ -69,7 +73,8 @@ def block_bounds(cut: Cut, tokens: int, device: torch.device) -> tuple[Tensor, T
 
 
 def allocate(q: Tensor, head_dim_v: int) -> tuple[Tensor, Tensor]:
-    """Allocate out [B, H, Sq, Dv], in memory order [B, S, H, D] if q is stored so, and lse [B, H, Sq]."""
+    """Allocate out [B, H, Sq, Dv], in memory order [B, S, H, D] if q is stored so, and lse [B, H,
+    Sq]."""
     batch, heads, tokens, _ = q.shape
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     if q.stride(1) < q.stride(2):
@@ -86,19 +91,29 @@ def _text(x: object) -> str:
 
 
 def _shaped(name: str, x: object, *axes: object, dtype: object = None) -> None:
-    """Raise unless x is a tensor whose axes are the given sizes (a tuple lists the allowed ones)."""
+    """Raise unless x is a tensor whose axes are the given sizes (a tuple lists the allowed
+    ones)."""
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
     ok = isinstance(x, Tensor) and x.dim() == len(axes) and (dtype is None or x.dtype in dtypes)
-    ok = ok and all(n in a if isinstance(a, tuple) else n == a for n, a in zip(x.shape, axes, strict=True))
+    ok = ok and all(
+        n in a if isinstance(a, tuple) else n == a for n, a in zip(x.shape, axes, strict=True)
+    )
     if not ok:
         word = "a tensor" if dtype is None else " or ".join(str(d)[6:] for d in dtypes)
-        sizes = ", ".join(" or ".join(map(str, dict.fromkeys(a))) if isinstance(a, tuple) else str(a) for a in axes)
+        sizes = ", ".join(
+            " or ".join(map(str, dict.fromkeys(a))) if isinstance(a, tuple) else str(a)
+            for a in axes
+        )
         raise ValueError(f"{name} must be {word} of shape [{sizes}], got {_text(x)}")
 
 
 def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
     """Raise one clear line unless `cut` is valid for a tensor of `batch` and `heads`."""
-    ok = isinstance(cut.size, int | torch.SymInt) and not isinstance(cut.size, bool) and cut.size >= 1
+    ok = (
+        isinstance(cut.size, int | torch.SymInt)
+        and not isinstance(cut.size, bool)
+        and cut.size >= 1
+    )
     if not ok:
         _fail(name, "a Cut or a block size of at least 1", cut.size)
     if cut.offsets is not None:
@@ -107,10 +122,11 @@ def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor,
-    q_blocks: Cut, kv_blocks: Cut, columns: Columns | None, tail: Tensor | None, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_blocks: Cut, kv_blocks:
+    Cut, columns: Columns | None, tail: Tensor | None, scale: float,
 ) -> None:  # fmt: skip
-    """Raise one line naming the argument and its value if the call breaks the contract; reads no device data."""
+    """Raise one line naming the argument and its value if the call breaks the contract; reads no
+    device data."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         ok = isinstance(x, Tensor) and x.dim() == 4 and x.dtype in DTYPES
         if not ok:

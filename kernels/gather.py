@@ -1,27 +1,31 @@
 """Block-sparse attention in plain torch (impl "torch"): gather the kept blocks, attend to them.
 
-Formula and shapes as in attention.py. Any device, any dtype, differentiable, bounded scratch memory. Used where
+Formula and shapes as in attention.py. Any device, any dtype, differentiable, bounded scratch
+memory. Used where
 Triton is not: CPU, old GPUs, the op's backward.
 
-Rows (one query tile each) are handled in chunks whose gathered keys and values fit the scratch limit. On a CPU the
-rows are first sorted by their number of keys, so that ragged lists are not padded to the longest one, and
-PyTorch's fused CPU kernel does the arithmetic. Elsewhere nothing waits for the device: lists are padded to capacity.
+Rows (one query tile each) are handled in chunks whose gathered keys and values fit the scratch
+limit. On a CPU the rows are first sorted by their number of keys, so that ragged lists are not
+padded to the longest one, and PyTorch's fused CPU kernel does the arithmetic. Elsewhere nothing
+waits for the device: lists are padded to capacity.
 """
 
 from __future__ import annotations
 
 import torch
+from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
 from torch import Tensor
 
-from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
-
 # gathered keys and values per chunk; on a CPU small enough to stay in the last-level cache
-# Xeon, 2 threads, float32, d 64, 3072 tokens, keep .25: 3 to 8 MB are equally fast, 16 MB and more up to 2x slower
-SCRATCH_MB = {"cpu": 6, "default": 256}
+# Xeon, float32, d 64, 3072 tokens, keep .25: 3 to 16 MB cost the same CPU time within noise, 1 MB
+# more
+SCRATCH_MB = {"cpu": 4, "default": 256}
 _TILE = 128
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     """Attend q [R, T, D] to k, v [R, L, D] with an additive float bias [R, 1 or T, L] or None."""
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, bias)
@@ -45,7 +49,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) 
 
 
 class _Keys:
-    """Keys and values as one flat table of rows, gathered by block where blocks are equal, else by token."""
+    """Keys and values as one flat table of rows, gathered by block where blocks are equal, else by
+    token."""
 
     def __init__(self, k: Tensor, v: Tensor, cut: Cut, heads: int):
         batch, kv_heads, tokens, _ = k.shape
@@ -59,12 +64,19 @@ class _Keys:
         stored = self.blocks * cut.size if self.uniform else tokens
         table = (pad(x, (0, 0, 0, stored - tokens)) if stored > tokens else x for x in (k, v))
         width = cut.size if self.uniform else 1
-        self.k, self.v = (x.reshape(batch * kv_heads * stored // width, width * x.shape[-1]) for x in table)
+        self.k, self.v = (
+            x.reshape(batch * kv_heads * stored // width, width * x.shape[-1]) for x in table
+        )
         head = torch.arange(batch * heads, device=k.device)
-        self.base = (head // heads * kv_heads + head % heads // (heads // kv_heads)) * (stored // width)
+        self.base = (head // heads * kv_heads + head % heads // (heads // kv_heads)) * (
+            stored // width
+        )
 
-    def take(self, head: Tensor, ids: Tensor, sizes: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Gather [R, length, D] keys and values and their positions [R, length] for block ids [R, C]."""
+    def take(
+        self, head: Tensor, ids: Tensor, sizes: Tensor, length: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gather [R, length, D] keys and values and their positions [R, length] for block ids [R,
+        C]."""
         rows = ids.shape[0]
         if self.uniform:
             place = ids.clamp(max=self.blocks - 1)
@@ -79,7 +91,10 @@ class _Keys:
             position = (first - ends + sizes).gather(1, entry) + step
             position = position.clamp(0, self.tokens - 1)
             at = self.base[head][:, None] + position
-        k, v = (x.index_select(0, at.flatten()).view(rows, -1, x.shape[1] // self.width) for x in (self.k, self.v))
+        k, v = (
+            x.index_select(0, at.flatten()).view(rows, -1, x.shape[1] // self.width)
+            for x in (self.k, self.v)
+        )
         return k[:, :length], v[:, :length], position[:, :length]
 
     @property
@@ -88,7 +103,8 @@ class _Keys:
 
 
 def _chunks(lengths: list[int], per_key: int, limit: int) -> list[tuple[int, int]]:
-    """Cut rows, sorted by falling length, into chunks within the limit, of equal length where that is cheap."""
+    """Cut rows, sorted by falling length, into chunks within the limit, of equal length where that
+    is cheap."""
     chunks, at = [], 0
     while at < len(lengths) and lengths[at]:
         fit = max(1, limit // (lengths[at] * per_key))
@@ -105,11 +121,12 @@ def _chunks(lengths: list[int], per_key: int, limit: int) -> list[tuple[int, int
 
 
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *,
-    q_blocks: Cut | int, kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None,
-    causal: bool = False, scale: float | None = None, scratch_mb: int | None = None,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
+    = False, scale: float | None = None, scratch_mb: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute attention.block_sparse_attention by gathering; `scratch_mb` bounds the gathered copy."""
+    """Compute attention.block_sparse_attention by gathering; `scratch_mb` bounds the gathered
+    copy."""
     batch, heads, s_q, dim = q.shape
     s_kv, dim_v, device = k.shape[2], v.shape[3], q.device
     q_cut, kv_cut = as_cut(q_blocks), as_cut(kv_blocks)
@@ -117,7 +134,8 @@ def block_sparse_attention(
     keys = _Keys(k, v, kv_cut, heads)
     n, rows, capacity = keys.blocks, kv_count.shape[2], kv_index.shape[3]
 
-    # query tiles: [batch * heads * rows * tiles] rows of `tile` tokens; the dump row follows the last token
+    # query tiles: [batch * heads * rows * tiles] rows of `tile` tokens; the dump row follows the
+    # last token
     tile = min(q_cut.size, _TILE)
     tiles = -(-q_cut.size // tile)
     start, end = (per_head(x, batch, heads) for x in block_bounds(q_cut, s_q, device))
@@ -146,14 +164,20 @@ def block_sparse_attention(
     else:
         order = torch.arange(len(length), device=device)
         lengths = [min(capacity * kv_cut.size, s_kv)] * len(length)
-    chunks = _chunks([n + extra for n in lengths], per_key if device.type == "cpu" else per_key + 8 * tile, limit)
+    chunks = _chunks(
+        [n + extra for n in lengths], per_key if device.type == "cpu" else per_key + 8 * tile, limit
+    )
 
     bias = mask = None
     if columns is not None:
         ck, cv = (per_head(x, batch, heads).flatten(0, 1) for x in (columns.k, columns.v))
         bias = torch.zeros(1, 1, extra, device=device) if columns.bias is None else columns.bias
         bias = per_head(bias, batch, heads).flatten(0, 1)
-        mask = None if columns.mask is None else per_head(columns.mask != 0, batch, heads).flatten(0, 2)
+        mask = (
+            None
+            if columns.mask is None
+            else per_head(columns.mask != 0, batch, heads).flatten(0, 2)
+        )
     flat_q = q.reshape(batch * heads * s_q, dim)
     dump = batch * heads * s_q
     outs, lses, places = [], [], []
@@ -176,8 +200,14 @@ def block_sparse_attention(
         add = None
         if hidden is not None or extra:
             kind = torch.promote_types(q.dtype, torch.float32)
-            hidden = torch.zeros(1, 1, wide, dtype=torch.bool, device=device) if hidden is None else hidden
-            add = torch.zeros(hidden.shape, dtype=kind, device=device).masked_fill(hidden, float("-inf"))
+            hidden = (
+                torch.zeros(1, 1, wide, dtype=torch.bool, device=device)
+                if hidden is None
+                else hidden
+            )
+            add = torch.zeros(hidden.shape, dtype=kind, device=device).masked_fill(
+                hidden, float("-inf")
+            )
         if extra:
             b = bias[head[r]][:, None].to(add.dtype)
             xk, xv = ck[head[r]], cv[head[r]]
@@ -203,5 +233,8 @@ def block_sparse_attention(
     lse = torch.full((dump + 1,), float("-inf"), dtype=torch.float32, device=device)
     if outs:
         at = torch.cat(places)
-        out, lse = out.index_copy(0, at, torch.cat(outs)), lse.index_copy(0, at, torch.cat(lses).float())
+        out, lse = (
+            out.index_copy(0, at, torch.cat(outs)),
+            lse.index_copy(0, at, torch.cat(lses).float()),
+        )
     return out[:-1].view(batch, heads, s_q, dim_v), lse[:-1].view(batch, heads, s_q)

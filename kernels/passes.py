@@ -1,26 +1,26 @@
 """Triton kernels of the one-pass tools: pooling and permutation, block moments, list packing.
 
-One program per (block, head), (chunk of blocks, head) or mask row; float32 accumulation. Launched by pool.py,
-permute.py and lists.py, which state formulas, shapes and users. Limits: head dims up to 256 (moments: 128).
+One program per (block, head), (chunk of blocks, head) or mask row; float32 accumulation. Launched
+by pool.py, permute.py and lists.py, which state formulas, shapes and users. Limits: head dims up
+to 256 (moments: 128).
 """
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from dit_sparse.kernels._jit import block_range, dot, load_rows
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import Cut, per_head
+from torch import Tensor
 
 
 @triton.jit
 def token_kernel(
-    x_ptr, order_ptr, out_ptr, mean_ptr, offsets_ptr, stride_xb, stride_xh, stride_xs, stride_ib, stride_ih,
-    stride_ob, stride_oh, stride_os, stride_fb, stride_fh, heads, blocks, tokens,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr,
-    HAS_ORDER: tl.constexpr, IS_INVERSE: tl.constexpr, WRITE_TOKENS: tl.constexpr, WRITE_MEAN: tl.constexpr,
-    IS_SUM: tl.constexpr,
+    x_ptr, order_ptr, out_ptr, mean_ptr, offsets_ptr, stride_xb, stride_xh, stride_xs, stride_ib,
+    stride_ih, stride_ob, stride_oh, stride_os, stride_fb, stride_fh, heads, blocks, tokens, DIM:
+    tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM:
+    tl.constexpr, HAS_ORDER: tl.constexpr, IS_INVERSE: tl.constexpr, WRITE_TOKENS: tl.constexpr,
+    WRITE_MEAN: tl.constexpr, IS_SUM: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0) % blocks
     bh = tl.program_id(0) // blocks
@@ -28,7 +28,9 @@ def token_kernel(
     h = (bh % heads).to(tl.int64)
     x_ptr += b * stride_xb + h * stride_xh
     out_ptr += b * stride_ob + h * stride_oh
-    start, end = block_range(block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True)
+    start, end = block_range(
+        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+    )
     dims = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for first in range(start, end, TILE):
@@ -36,7 +38,9 @@ def token_kernel(
         keep = rows < end
         place = rows.to(tl.int64)
         if HAS_ORDER:
-            place = tl.load(order_ptr + b * stride_ib + h * stride_ih + rows, mask=keep, other=0).to(tl.int64)
+            place = tl.load(
+                order_ptr + b * stride_ib + h * stride_ih + rows, mask=keep, other=0
+            ).to(tl.int64)
         source = rows.to(tl.int64) if IS_INVERSE else place
         target = place if IS_INVERSE else rows.to(tl.int64)
         # x: [TILE, BLOCK_D]
@@ -55,10 +59,11 @@ def token_kernel(
 
 @triton.jit
 def moments_kernel(
-    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, norm_ptr, offsets_ptr, stride_kb, stride_kh, stride_ks,
-    stride_vb, stride_vh, stride_vs, stride_fb, stride_fh, heads, blocks, tokens, chunks, chunk,
-    DIM: tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIZE: tl.constexpr,
-    TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, norm_ptr, offsets_ptr, stride_kb, stride_kh,
+    stride_ks, stride_vb, stride_vh, stride_vs, stride_fb, stride_fh, heads, blocks, tokens,
+    chunks, chunk, DIM: tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V:
+    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION:
+    tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0) % chunks
     bh = tl.program_id(0) // chunks
@@ -70,7 +75,9 @@ def moments_kernel(
     e = tl.arange(0, BLOCK_V)
     summed = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
     for block in range(part * chunk, tl.minimum((part + 1) * chunk, blocks)):
-        start, end = block_range(block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True)
+        start, end = block_range(
+            block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+        )
         outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
         k_sum = tl.zeros([BLOCK_D], tl.float32)
         v_sum = tl.zeros([BLOCK_V], tl.float32)
@@ -90,7 +97,9 @@ def moments_kernel(
         tl.store(kbar_ptr + at * DIM + d, k_sum / count, mask=d < DIM)
         tl.store(vbar_ptr + at * DIM_V + e, v_sum / count, mask=e < DIM_V)
         tl.store(norm_ptr + at, tl.sqrt(tl.sum(tl.sum(outer * outer, 1), 0)))
-    at = part_ptr + (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + d[:, None] * DIM_V + e[None, :]
+    at = (
+        part_ptr + (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + d[:, None] * DIM_V + e[None, :]
+    )
     tl.store(at, summed, mask=(d < DIM)[:, None] & (e < DIM_V)[None, :])
 
 
@@ -109,7 +118,11 @@ def pack_kernel(mask_ptr, count_ptr, index_ptr, n, capacity, BLOCK: tl.constexpr
 
 
 def _offsets(cut: Cut, x: Tensor, stand_in: Tensor) -> Tensor:
-    return stand_in if cut.offsets is None else per_head(cut.offsets.contiguous(), x.shape[0], x.shape[1])
+    return (
+        stand_in
+        if cut.offsets is None
+        else per_head(cut.offsets.contiguous(), x.shape[0], x.shape[1])
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -117,20 +130,31 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def token_pass(
-    x: Tensor, cut: Cut, order: Tensor | None, inverse: bool, out: Tensor | None, mean: Tensor | None, is_sum: bool
+    x: Tensor,
+    cut: Cut,
+    order: Tensor | None,
+    inverse: bool,
+    out: Tensor | None,
+    mean: Tensor | None,
+    is_sum: bool,
 ) -> None:
-    """Fill `out` [B, H, S, D] with permuted tokens and `mean` [B, H, N, D] with block means in one pass."""
+    """Fill `out` [B, H, S, D] with permuted tokens and `mean` [B, H, N, D] with block means in one
+    pass."""
     x = _rows(x)
     batch, heads, tokens, dim = x.shape
     blocks = cut.count(tokens)
     order_ = x if order is None else order.contiguous().expand(batch, heads, tokens)
-    out_, mean_, offsets = x if out is None else out, x if mean is None else mean, _offsets(cut, x, x)
+    out_, mean_, offsets = (
+        x if out is None else out,
+        x if mean is None else mean,
+        _offsets(cut, x, x),
+    )
     token_kernel[(batch * heads * blocks,)](
         x, order_, out_, mean_, offsets, *x.stride()[:3], *order_.stride()[:2], *out_.stride()[:3],
-        *offsets.stride()[:2], heads, blocks, tokens,
-        DIM=dim, BLOCK_D=power_of_2(dim), SIZE=cut.size, TILE=min(64, power_of_2(cut.size)),
-        IS_UNIFORM=cut.offsets is None, HAS_ORDER=order is not None, IS_INVERSE=inverse,
-        WRITE_TOKENS=out is not None, WRITE_MEAN=mean is not None, IS_SUM=is_sum, num_warps=4,
+        *offsets.stride()[:2], heads, blocks, tokens, DIM=dim, BLOCK_D=power_of_2(dim),
+        SIZE=cut.size, TILE=min(64, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
+        HAS_ORDER=order is not None, IS_INVERSE=inverse, WRITE_TOKENS=out is not None,
+        WRITE_MEAN=mean is not None, IS_SUM=is_sum, num_warps=4,
     )  # fmt: skip
 
 
@@ -142,17 +166,17 @@ def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tenso
     # two programs per multiprocessor of a large GPU; each writes one partial matrix
     chunk = max(1, -(-blocks * batch * heads // 264))
     chunks = -(-blocks // chunk)
-    f32 = dict(device=k.device, dtype=torch.float32)
+    f32 = {"device": k.device, "dtype": torch.float32}
     kbar, vbar = (torch.empty(batch, heads, blocks, n, **f32) for n in (dim, dim_v))
     part = torch.empty(batch, heads, chunks, dim, dim_v, **f32)
     norm = torch.empty(batch, heads, blocks, **f32)
     offsets = _offsets(cut, k, k)
     precision = "tf32x3" if torch.version.hip is None else "ieee"
     moments_kernel[(batch * heads * chunks,)](
-        k, v, kbar, vbar, part, norm, offsets, *k.stride()[:3], *v.stride()[:3], *offsets.stride()[:2],
-        heads, blocks, tokens, chunks, chunk,
-        DIM=dim, DIM_V=dim_v, BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), SIZE=cut.size,
-        TILE=min(64 if k.element_size() == 2 else 32, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
+        k, v, kbar, vbar, part, norm, offsets, *k.stride()[:3], *v.stride()[:3],
+        *offsets.stride()[:2], heads, blocks, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
+        BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), SIZE=cut.size, TILE=min(64 if
+        k.element_size() == 2 else 32, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
         PRECISION=precision, num_warps=8,
     )  # fmt: skip
     return kbar, vbar, part.sum(2), norm
@@ -163,5 +187,7 @@ def pack_lists(block_mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     mask, n = block_mask.contiguous().view(torch.int8), block_mask.shape[-1]
     count = torch.empty(mask.shape[:-1], device=mask.device, dtype=torch.int32)
     index = torch.zeros(*mask.shape[:-1], capacity, device=mask.device, dtype=torch.int32)
-    pack_kernel[(count.numel(),)](mask, count, index, n, capacity, BLOCK=min(1024, power_of_2(n)), num_warps=4)
+    pack_kernel[(count.numel(),)](
+        mask, count, index, n, capacity, BLOCK=min(1024, power_of_2(n)), num_warps=4
+    )
     return count, index

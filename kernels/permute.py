@@ -1,24 +1,30 @@
 """Permute tokens and restore them: out[t] = x[order[t]], or out[order[t]] = x[t] with `inverse`.
 
-Users: every method that arranges tokens (draft's patches, tiles, curves, svg2's clusters). A block written contiguously
+Users: every method that arranges tokens (draft's patches, tiles, curves, svg2's clusters). A block
+written contiguously
 gives its mean for free: pass `blocks` to get both in one pass over the data.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from dit_sparse.kernels.contract import Cut, as_cut
 from dit_sparse.kernels.pool import pick, pool_blocks
+from torch import Tensor
 
 
 def permute_tokens(
-    x: Tensor, order: Tensor, *, inverse: bool = False, blocks: Cut | int | None = None, impl: str = "auto"
+    x: Tensor,
+    order: Tensor,
+    *,
+    inverse: bool = False,
+    blocks: Cut | int | None = None,
+    impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Gather x along its token axis, or restore it.
 
-    x: [B, H, S, D]; order: [B or 1, H or 1, S] integer permutation; inverse: undo a permutation by the same order
+    x: [B, H, S, D]; order: [B or 1, H or 1, S] integer permutation; inverse: undo a permutation by
+        the same order
     blocks: also return the block means [B, H, N, D] of the permuted tokens (not with inverse)
     returns: [B, H, S, D], or (tokens, means) with `blocks`
 
@@ -26,12 +32,16 @@ def permute_tokens(
     >>> bool((permute_tokens(permute_tokens(x, order), order, inverse=True) == x).all())
     True
     """
-    ok = order.dim() == 3 and order.shape[0] in (1, x.shape[0]) and order.shape[1] in (1, x.shape[1])
+    ok = (
+        order.dim() == 3 and order.shape[0] in (1, x.shape[0]) and order.shape[1] in (1, x.shape[1])
+    )
     if x.dim() != 4 or not ok or order.shape[2] != x.shape[2] or order.is_floating_point():
         want = f"integer [B or 1, H or 1, S] for x {list(x.shape)}"
         raise ValueError(f"order must be {want}, got {order.dtype} {list(order.shape)}")
     if inverse and blocks is not None:
-        raise ValueError("blocks must be None with inverse=True: means belong to the arranged order")
+        raise ValueError(
+            "blocks must be None with inverse=True: means belong to the arranged order"
+        )
     # the triton pass has no backward
     if pick(x, impl) == "triton" and not (x.requires_grad and torch.is_grad_enabled()):
         from dit_sparse.kernels.passes import token_pass
@@ -41,13 +51,17 @@ def permute_tokens(
         if blocks is None or cut.offsets is not None:
             token_pass(x, Cut(64), order, inverse, out, None, False)
             return out if blocks is None else (out, pool_blocks(out, cut, impl="triton"))
-        mean = torch.empty(*x.shape[:2], cut.count(x.shape[2]), x.shape[3], device=x.device, dtype=x.dtype)
+        mean = torch.empty(
+            *x.shape[:2], cut.count(x.shape[2]), x.shape[3], device=x.device, dtype=x.dtype
+        )
         token_pass(x, cut, order, False, out, mean, False)
         return out, mean
     if order.shape[0] == order.shape[1] == 1:
         flat = order[0, 0].long()
         if inverse:
-            flat = torch.empty_like(flat).scatter_(0, flat, torch.arange(len(flat), device=flat.device))
+            flat = torch.empty_like(flat).scatter_(
+                0, flat, torch.arange(len(flat), device=flat.device)
+            )
         out = x.index_select(2, flat)
     else:
         at = order.long()[..., None].expand(x.shape)

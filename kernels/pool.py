@@ -1,22 +1,24 @@
 """Pool tokens by block: means or sums, and PISA's block statistics, each in one pass over the data.
 
-    mean_j = (1 / n_j) sum_{t in j} x_t,    H_j = sum_{t in j} (k_t - kbar_j)^T v_t,    Hsum = sum_j H_j
+    mean_j = (1 / n_j) sum_{t in j} x_t,    H_j = sum_{t in j} (k_t - kbar_j)^T v_t,    Hsum =
+    sum_j H_j
 
-n_j counts real tokens only (a short last block, clusters of any size; an empty block pools to 0). Users: every method
-with pooled scores (draft, pisa, vsa, ...), pooled remainders, centroids. Accumulation in float32.
+n_j counts real tokens only (a short last block, clusters of any size; an empty block pools to 0).
+Users: every method with pooled scores (draft, pisa, vsa, ...), pooled remainders, centroids.
+Accumulation in float32.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
+from torch import Tensor
 
 
 def pick(x: Tensor, impl: str) -> str:
-    """Return "triton" or "torch" for a one-pass tool; `auto` takes torch where a compiler traces the call.
+    """Return "triton" or "torch" for a one-pass tool; `auto` takes torch where a compiler traces
+    the call.
 
     The torch form is also the reference: it sums in float32, or in float64 for float64.
     """
@@ -31,7 +33,9 @@ def pick(x: Tensor, impl: str) -> str:
 
 def _check(name: str, x: Tensor, cut: Cut) -> None:
     if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating 4-D tensor [B, H, S, D], got {x.dtype} {list(x.shape)}")
+        raise ValueError(
+            f"{name} must be a floating 4-D tensor [B, H, S, D], got {x.dtype} {list(x.shape)}"
+        )
     check_cut("blocks", cut, x.shape[0], (x.shape[1],))
 
 
@@ -46,30 +50,36 @@ def block_ids(cut: Cut, x: Tensor) -> Tensor:
 
 
 def _sums(x: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Return block sums [B, H, N, D] in float32 (float64 for float64) and sizes [B, H, N, 1] by torch."""
+    """Return block sums [B, H, N, D] in float32 (float64 for float64) and sizes [B, H, N, 1] by
+    torch."""
     batch, heads, tokens, dim = x.shape
     n, wide = cut.count(tokens), torch.promote_types(x.dtype, torch.float32)
     if cut.offsets is None:
         full = tokens // cut.size
         total = x[:, :, : full * cut.size].unflatten(2, (full, cut.size)).sum(3, dtype=wide)
         if full < n:
-            total = torch.cat((total, x[:, :, full * cut.size :].sum(2, keepdim=True, dtype=wide)), 2)
+            total = torch.cat(
+                (total, x[:, :, full * cut.size :].sum(2, keepdim=True, dtype=wide)), 2
+            )
         size = torch.full((n,), cut.size, device=x.device, dtype=wide)
         size[-1:] = tokens - (n - 1) * cut.size
         return total, size[:, None].expand(batch, heads, n, 1)
     ids = block_ids(cut, x)[..., None]
     value = x.to(wide).masked_fill(ids == n, 0)
     total = value.new_zeros(batch, heads, n + 1, dim).scatter_add(2, ids.expand_as(x), value)
-    return total[:, :, :n], (cut.offsets[..., 1:] - cut.offsets[..., :-1]).expand(batch, heads, n)[..., None].to(wide)
+    return total[:, :, :n], (cut.offsets[..., 1:] - cut.offsets[..., :-1]).expand(batch, heads, n)[
+        ..., None
+    ].to(wide)
 
 
 def pool_blocks(
-    x: Tensor, blocks: Cut | int, order: Tensor | None = None, *, reduce: str = "mean",
-    dtype: torch.dtype | None = None, impl: str = "auto",
+    x: Tensor, blocks: Cut | int, order: Tensor | None = None, *, reduce: str = "mean", dtype:
+    torch.dtype | None = None, impl: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Return the mean (or sum) of every block of tokens.
 
-    x: [B, H, S, D]; blocks: block size or Cut; order: [B or 1, H or 1, S] pools x[order] without writing it
+    x: [B, H, S, D]; blocks: block size or Cut; order: [B or 1, H or 1, S] pools x[order] without
+        writing it
     reduce: mean or sum; dtype: of the result, default x's; returns [B, H, N, D]
 
     >>> pool_blocks(torch.ones(1, 2, 100, 8), 64).shape
@@ -84,7 +94,9 @@ def pool_blocks(
     if pick(x, impl) == "triton" and not (x.requires_grad and torch.is_grad_enabled()):
         from dit_sparse.kernels.passes import token_pass
 
-        mean = torch.empty(*x.shape[:2], cut.count(x.shape[2]), x.shape[3], device=x.device, dtype=dtype)
+        mean = torch.empty(
+            *x.shape[:2], cut.count(x.shape[2]), x.shape[3], device=x.device, dtype=dtype
+        )
         token_pass(x, cut, order, False, None, mean, reduce == "sum")
         return mean
     if order is not None:
@@ -101,7 +113,8 @@ def block_moments(
     """Return PISA's statistics (arXiv 2602.01077), float32: kbar [B, H, N, D], vbar [B, H, N, Dv],
     Hsum [B, H, D, Dv] and the Frobenius norms |H_j| [B, H, N]; no H_j is written to memory.
 
-    k: [B, H, S, D], v: [B, H, S, Dv] (kv heads); blocks: block size or Cut. Head dims up to 128 in triton.
+    k: [B, H, S, D], v: [B, H, S, Dv] (kv heads); blocks: block size or Cut. Head dims up to 128 in
+        triton.
     """
     cut = as_cut(blocks)
     _check("k", k, cut)
@@ -121,23 +134,35 @@ def block_moments(
     summed = centred.transpose(2, 3) @ value
     if cut.offsets is None:
         short = n * cut.size - k.shape[2]
-        a, b = (torch.nn.functional.pad(x, (0, 0, 0, short)).unflatten(2, (n, cut.size)) for x in (centred, value))
+        a, b = (
+            torch.nn.functional.pad(x, (0, 0, 0, short)).unflatten(2, (n, cut.size))
+            for x in (centred, value)
+        )
         norm = _gram_norm(a, b)
     else:
         # gather every block into a padded tile of the static maximum size
-        start, end = (per_head(x, *k.shape[:2]) for x in (cut.offsets[..., :-1].long(), cut.offsets[..., 1:].long()))
+        start, end = (
+            per_head(x, *k.shape[:2])
+            for x in (cut.offsets[..., :-1].long(), cut.offsets[..., 1:].long())
+        )
         at = start[..., None] + torch.arange(cut.size, device=k.device)
         inside = (at < end[..., None]).flatten(2)[..., None]
         at = at.clamp(max=k.shape[2] - 1).flatten(2)[..., None]
-        tiles = (x.gather(2, at.expand(*at.shape[:3], x.shape[3])).masked_fill(~inside, 0) for x in (centred, value))
+        tiles = (
+            x.gather(2, at.expand(*at.shape[:3], x.shape[3])).masked_fill(~inside, 0)
+            for x in (centred, value)
+        )
         a, b = (x.unflatten(2, (n, cut.size)) for x in tiles)
         norm = _gram_norm(a, b)
     return kbar, vbar, summed, norm
 
 
 def _gram_norm(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a^T b| per block from [B, H, N, n, D] tiles by the smaller of the two equivalent products."""
+    """Return |a^T b| per block from [B, H, N, n, D] tiles by the smaller of the two equivalent
+    products."""
     if a.shape[3] < min(a.shape[4], b.shape[4]):
         # |a^T b|^2 = sum (a a^T) * (b b^T): n x n instead of D x Dv
         return ((a @ a.transpose(3, 4)) * (b @ b.transpose(3, 4))).sum((3, 4)).clamp(min=0).sqrt()
-    return torch.stack([(x.transpose(2, 3) @ y).flatten(2).norm(dim=-1) for x, y in zip(a, b, strict=True)])
+    return torch.stack(
+        [(x.transpose(2, 3) @ y).flatten(2).norm(dim=-1) for x, y in zip(a, b, strict=True)]
+    )

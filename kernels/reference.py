@@ -1,28 +1,35 @@
-"""Eager oracles of every public kernel, dense and slow, in float32 or float64 (float64 in -> float64 math).
+"""Eager oracles of every public kernel, dense and slow, in float32 or float64 (float64 in ->
+float64 math).
 
-Same names and signatures as the public files; the plan becomes a dense mask. For tests and for reading.
+Same names and signatures as the public files; the plan becomes a dense mask. For tests and for
+reading.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from dit_sparse.kernels.contract import Columns, Cut, as_cut, per_head
+from torch import Tensor
 
 
 def _math(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
     return dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-def token_blocks(blocks: Cut | int, tokens: int, batch: int, heads: int, device: torch.device) -> Tensor:
-    """Return the block id of every token, int64 [batch, heads, tokens]; N where a token is in no block."""
+def token_blocks(
+    blocks: Cut | int, tokens: int, batch: int, heads: int, device: torch.device
+) -> Tensor:
+    """Return the block id of every token, int64 [batch, heads, tokens]; N where a token is in no
+    block."""
     cut = as_cut(blocks)
     position = torch.arange(tokens, device=device)
     if cut.offsets is None:
         return (position // cut.size).expand(batch, heads, tokens)
     offsets = per_head(cut.offsets.long(), batch, heads).contiguous()
-    block = torch.searchsorted(offsets, position.expand(batch, heads, tokens).contiguous(), right=True) - 1
+    block = (
+        torch.searchsorted(offsets, position.expand(batch, heads, tokens).contiguous(), right=True)
+        - 1
+    )
     return block.where(block >= 0, offsets.shape[-1] - 1)
 
 
@@ -34,16 +41,21 @@ def dense_mask(kv_count: Tensor, kv_index: Tensor, n: int) -> Tensor:
 
 
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *,
-    q_blocks: Cut | int, kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None,
-    causal: bool = False, scale: float | None = None, math_dtype: torch.dtype | None = None,
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
+    = False, scale: float | None = None, math_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute attention.block_sparse_attention densely; `math_dtype` overrides the arithmetic's dtype."""
+    """Compute attention.block_sparse_attention densely; `math_dtype` overrides the arithmetic's
+    dtype."""
     batch, heads, s_q, dim = q.shape
     s_kv, dtype = k.shape[2], _math(q, math_dtype)
     q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
     scale = dim**-0.5 if scale is None else scale
-    x, keys, values = q.to(dtype), per_head(k, batch, heads).to(dtype), per_head(v, batch, heads).to(dtype)
+    x, keys, values = (
+        q.to(dtype),
+        per_head(k, batch, heads).to(dtype),
+        per_head(v, batch, heads).to(dtype),
+    )
     row = token_blocks(q_blocks, s_q, batch, heads, q.device)
     col = token_blocks(kv_blocks, s_kv, batch, heads, q.device)
     chosen = dense_mask(kv_count, kv_index, kv_blocks.count(s_kv))
@@ -57,11 +69,16 @@ def block_sparse_attention(
         seen = seen & (torch.arange(s_kv, device=q.device) <= last[:, None])
     logits = x @ keys.transpose(-1, -2) * scale
     if columns is not None:
-        ck, cv = per_head(columns.k, batch, heads).to(dtype), per_head(columns.v, batch, heads).to(dtype)
+        ck, cv = (
+            per_head(columns.k, batch, heads).to(dtype),
+            per_head(columns.v, batch, heads).to(dtype),
+        )
         extra = x @ ck.transpose(-1, -2) * scale
         if columns.bias is not None:
             extra = extra + per_head(columns.bias, batch, heads).to(dtype)[..., None, :]
-        visible = torch.ones(batch, heads, chosen.shape[2] - 1, ck.shape[2], dtype=torch.bool, device=q.device)
+        visible = torch.ones(
+            batch, heads, chosen.shape[2] - 1, ck.shape[2], dtype=torch.bool, device=q.device
+        )
         if columns.mask is not None:
             visible = per_head(columns.mask, batch, heads) != 0
         visible = torch.nn.functional.pad(visible, (0, 0, 0, 1))[b[..., 0], h[..., 0], row]
@@ -76,11 +93,18 @@ def block_sparse_attention(
     if tail is not None:
         mass = p[..., s_kv:].sum(-1, keepdim=True)
         out = out + mass * scale * (x @ per_head(tail, batch, heads).to(dtype))
-    return out.to(q.dtype if math_dtype is None else dtype), lse[..., 0].to(dtype if dtype == torch.float64 else torch.float32)
+    return out.to(q.dtype if math_dtype is None else dtype), lse[..., 0].to(
+        dtype if dtype == torch.float64 else torch.float32
+    )
 
 
 def pool_blocks(
-    x: Tensor, blocks: Cut | int, order: Tensor | None = None, *, reduce: str = "mean", dtype: torch.dtype | None = None
+    x: Tensor,
+    blocks: Cut | int,
+    order: Tensor | None = None,
+    *,
+    reduce: str = "mean",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Compute pool.pool_blocks with one scatter-add over tokens."""
     if order is not None:
@@ -89,8 +113,12 @@ def pool_blocks(
     n = as_cut(blocks).count(tokens)
     block = token_blocks(blocks, tokens, batch, heads, x.device)[..., None]
     value = x.to(_math(x)).masked_fill(block == n, 0)
-    total = value.new_zeros(batch, heads, n + 1, dim).scatter_add(2, block.expand_as(x), value)[:, :, :n]
-    size = total.new_zeros(batch, heads, n + 1, 1).scatter_add(2, block, torch.ones_like(value[..., :1]))[:, :, :n]
+    total = value.new_zeros(batch, heads, n + 1, dim).scatter_add(2, block.expand_as(x), value)[
+        :, :, :n
+    ]
+    size = total.new_zeros(batch, heads, n + 1, 1).scatter_add(
+        2, block, torch.ones_like(value[..., :1])
+    )[:, :, :n]
     return (total / size.clamp(min=1) if reduce == "mean" else total).to(dtype or x.dtype)
 
 

@@ -34,9 +34,10 @@ class Sparse:
 
         method: a name or a `Method`; its parameters stand among the options, the rest goes to
         diffusers. profile: settings instead of `method`. With neither, the `dit_sparse.toml`
-        saved beside the model decides, else the method is "pisa".
+        saved beside the model decides, else the method is "pisa". dtype and torch_dtype are one.
         """
         from dit_sparse.integrations.diffusers import enable, parameters
+        from dit_sparse.integrations.seam import DTYPE
 
         if method is not None and profile is not None:
             raise ArgumentError(f"method={method!r} and profile={profile!r}: give one of them")
@@ -49,11 +50,13 @@ class Sparse:
         if isinstance(chosen, Path):
             chosen = Profile.load(chosen)
         params = _split(parameters(chosen), options)
+        for key in {"dtype", "torch_dtype"} & set(options):
+            options[DTYPE] = options.pop(key)
         pipe = super().from_pretrained(path, **options)  # type: ignore[misc]
         return enable(pipe, chosen, schedule=schedule, impl=impl, **params)
 
     def save_pretrained(self, path: str | Path, *args: Any, **options: Any) -> None:
-        """Save the pipeline so that plain diffusers loads it too, and the sparse settings beside."""
+        """Save the pipeline for plain diffusers as well, and the sparse settings beside it."""
         from dit_sparse.integrations.diffusers import profile_of
 
         super().save_pretrained(path, *args, **options)  # type: ignore[misc]
@@ -64,7 +67,8 @@ class Sparse:
     def to_json_string(self) -> str:
         """Return the configuration under diffusers' own class name."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]
-        return json.dumps({**config, "_class_name": self.host_name}, indent=2, sort_keys=True) + "\n"
+        config["_class_name"] = self.host_name
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def drop_in(module: str, pipelines: Mapping[str, str]) -> Callable[[str], Any]:

@@ -30,7 +30,7 @@ def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any
     """Load a pipeline by folder, Hub id or the name "shapes", sparse attention enabled.
 
     The class follows from `model_index.json`. options: as in `from_pretrained` of the drop-in
-    classes. torch_dtype: default float32 for "shapes" and without a GPU, else bfloat16, for all
+    classes. dtype: default float32 for "shapes" and without a GPU, else bfloat16, for all
     components alike.
 
         pipe = dit_sparse.pipelines.load("shapes", method="pisa", keep=0.25)
@@ -41,16 +41,18 @@ def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any
     if builtin:
         folder = resources.files("dit_sparse") / "models" / "shapes"
         if not (folder / "model_index.json").is_file():
-            raise DitSparseError(f"the built-in model 'shapes' is not in this installation ({folder})")
+            raise DitSparseError(f"model='shapes' is not in this installation: {folder} is empty")
         path = str(folder)
     host = _index(path, options).get("_class_name")
     ours = {module.PIPELINES[name]: name for name, module in _names().items()}
     if host not in ours:
         raise UnsupportedModelError(
-            f"{path}: its pipeline class {host} is not supported; supported: {', '.join(sorted(ours))}"
+            f"model={str(path)!r}: its pipeline class {host} is not supported; "
+            f"supported: {', '.join(sorted(ours))}"
         )
-    full = builtin or not torch.cuda.is_available()
-    options.setdefault("torch_dtype", torch.float32 if full else torch.bfloat16)
+    if not {"dtype", "torch_dtype"} & set(options):
+        full = builtin or not torch.cuda.is_available()
+        options["dtype"] = torch.float32 if full else torch.bfloat16
     return __getattr__(ours[host]).from_pretrained(path, method, **options)
 
 
@@ -64,18 +66,18 @@ def _names() -> dict[str, Any]:
 def _index(path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
     """Return `model_index.json` of a folder or a Hub id."""
     folder, text = Path(path), str(path)
-    if folder.is_dir():
-        try:
-            return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"model={text!r}: no readable model_index.json in it ({error})") from None
-    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise ArgumentError(f"model={text!r}: no such folder, no Hub id (owner/name) and not 'shapes'")
-    from diffusers import DiffusionPipeline
-
-    names = ("cache_dir", "revision", "token", "local_files_only", "proxies", "force_download")
     try:
-        return DiffusionPipeline.load_config(text, **{k: options[k] for k in names if k in options})
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(f"model={text!r}: no such folder, and not on the Hub: {reason[0]}") from None
+        if folder.is_dir():
+            folder /= "model_index.json"
+        elif folder.is_absolute() or text[0] in ".~" or text.count("/") != 1:
+            raise OSError("no such folder, no Hub id (owner/name) and not 'shapes'")
+        else:
+            from huggingface_hub import hf_hub_download
+
+            names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+            given = {name: options[name] for name in names if name in options}
+            folder = Path(hf_hub_download(text, "model_index.json", **given))
+        return json.loads(folder.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArgumentError(f"model={text!r} cannot be loaded: {reason}") from None

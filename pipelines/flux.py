@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from dit_sparse.integrations.adapters import Adapter, Sizes
 from dit_sparse.pipelines._adapter import drop_in
 
 
-def packed_sizes(module: nn.Module, given: Mapping[str, Any]) -> Sizes:
+def packed_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
     """Read the lengths of packed latents [B, S, C] and text [B, S, C]; `img_ids` tell the rest."""
     return 1, 1, given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
 

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from dit_sparse.integrations.adapters import Adapter, Sizes
 from dit_sparse.pipelines._adapter import drop_in
 
 
-def latent_sizes(module: nn.Module, given: Mapping[str, Any]) -> Sizes:
+def latent_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
     """Read the grid from latents [B, C, T, H, W] and the patch size."""
     frames, height, width = given["hidden_states"].shape[2:]
     t, h, w = module.config.patch_size

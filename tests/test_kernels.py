@@ -19,7 +19,8 @@ IMPLS = ("triton", "torch", "reference")
 
 
 def offsets(sizes, heads=1):
-    """Return int32 offsets [1, heads, N + 1] of blocks of the given sizes, rolled by one for each further head."""
+    """Return int32 offsets [1, heads, N + 1] of blocks of the given sizes, rolled by one for each
+    further head."""
     rolled = [sizes[h:] + sizes[:h] for h in range(heads)]
     return torch.nn.functional.pad(torch.tensor([rolled], device=DEVICE).cumsum(-1), (1, 0)).int()
 
@@ -33,7 +34,12 @@ def case(dtype=torch.float32, d=64, dv=None, heads=2, kv_heads=None, s_q=72, s_k
 
     def draw(h, s, n, scale=1.0):
         # a margin of nan around the view: nothing outside it may be read into the result
-        x = torch.full((2, s + 40, h, n + 8) if strided else (2, h, s, n), float("nan"), dtype=dtype, device=DEVICE)
+        x = torch.full(
+            (2, s + 40, h, n + 8) if strided else (2, h, s, n),
+            float("nan"),
+            dtype=dtype,
+            device=DEVICE,
+        )
         x = x[:, 16 : 16 + s, :, :n].transpose(1, 2) if strided else x
         return x.copy_(torch.randn(2, h, s, n) * scale)
 
@@ -43,7 +49,11 @@ def case(dtype=torch.float32, d=64, dv=None, heads=2, kv_heads=None, s_q=72, s_k
     chosen[:, 0, 0], chosen[:, -1, -1] = False, True
     count, index = reference.pack_lists(chosen, capacity)
     if shuffle:
-        index = torch.stack([index[..., i] for i in torch.randperm(n)], -1) if keep == 1 else index.flip(-1)
+        index = (
+            torch.stack([index[..., i] for i in torch.randperm(n)], -1)
+            if keep == 1
+            else index.flip(-1)
+        )
         count = torch.full_like(count, n) if keep == 1 else count
     options = {"q_blocks": q_cut, "kv_blocks": kv_cut, "causal": causal}
     if columns:
@@ -51,7 +61,9 @@ def case(dtype=torch.float32, d=64, dv=None, heads=2, kv_heads=None, s_q=72, s_k
         if mask:
             shown[:, 0, 0] = False
         extra = torch.randn(2, heads, columns, device=DEVICE) if bias else None
-        options["columns"] = Columns(draw(kv_heads, columns, d, column_gain), draw(kv_heads, columns, dv), extra, shown)
+        options["columns"] = Columns(
+            draw(kv_heads, columns, d, column_gain), draw(kv_heads, columns, dv), extra, shown
+        )
     if tail:
         options["tail"] = torch.randn(2, kv_heads, d, dv, device=DEVICE) * 0.1
     return (q, k, v), (count, index), options
@@ -66,7 +78,14 @@ ROWS = {
     "d40": {"d": 40},
     "d72 dv24": {"d": 72, "dv": 24},
     "d128 ragged both": {"d": 128, "s_q": 50, "s_kv": 75, "strided": True},
-    "grouped causal offset": {"heads": 4, "kv_heads": 2, "s_q": 40, "s_kv": 100, "causal": True, "keep": 0.8},
+    "grouped causal offset": {
+        "heads": 4,
+        "kv_heads": 2,
+        "s_q": 40,
+        "s_kv": 100,
+        "causal": True,
+        "keep": 0.8,
+    },
     "causal short keys": {"s_q": 72, "s_kv": 40, "causal": True, "keep": 1.0},
     "causal wide blocks": {"q_blocks": 16, "kv_blocks": 64, "causal": True, "s_kv": 130},
     "unsorted with short block": {"s_kv": 75, "keep": 1.0, "shuffle": True},
@@ -74,28 +93,48 @@ ROWS = {
     "large blocks": {"q_blocks": 150, "kv_blocks": 128, "s_q": 200, "s_kv": 300},
     "block larger than the sequence": {"kv_blocks": 128, "q_blocks": 128, "s_q": 30},
     "variable": {"q_blocks": EMPTY_Q, "kv_blocks": RAGGED},
-    "variable causal strided": {"q_blocks": 32, "kv_blocks": RAGGED, "causal": True, "strided": True, "keep": 0.9},
+    "variable causal strided": {
+        "q_blocks": 32,
+        "kv_blocks": RAGGED,
+        "causal": True,
+        "strided": True,
+        "keep": 0.9,
+    },
     "capacity": {"capacity": 1, "keep": 0.7},
     "nothing kept": {"keep": 0.0},
     "columns": {"columns": 37, "bias": False, "mask": False},
     "columns bias": {"columns": 5, "mask": False, "dtype": torch.bfloat16},
     "columns bias mask grouped": {"columns": 20, "heads": 4, "kv_heads": 2, "strided": True},
     "columns only": {"columns": 20, "keep": 0.0},
-    "columns causal variable": {"columns": 9, "causal": True, "kv_blocks": RAGGED, "q_blocks": EMPTY_Q},
+    "columns causal variable": {
+        "columns": 9,
+        "causal": True,
+        "kv_blocks": RAGGED,
+        "q_blocks": EMPTY_Q,
+    },
     "tail": {"columns": 20, "tail": True, "dtype": torch.bfloat16, "d": 40, "dv": 64},
-    "column holds the row maximum": {"columns": 40, "tail": True, "gain": 8.0, "column_gain": 4.0, "keep": 0.3},
+    "column holds the row maximum": {
+        "columns": 40,
+        "tail": True,
+        "gain": 8.0,
+        "column_gain": 4.0,
+        "keep": 0.3,
+    },
 }
 
 
 def wide(x):
     """Return x with every floating tensor in float64."""
     if isinstance(x, Columns):
-        return Columns(x.k.double(), x.v.double(), x.bias if x.bias is None else x.bias.double(), x.mask)
+        return Columns(
+            x.k.double(), x.v.double(), x.bias if x.bias is None else x.bias.double(), x.mask
+        )
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
 def close(got, eager, exact, dtype):
-    """Assert err(got) <= 2 err(eager in the kernel's dtype) + rounding band, and equal infinities."""
+    """Assert err(got) <= 2 err(eager in the kernel's dtype) + rounding band, and equal
+    infinities."""
     assert torch.equal(got.isinf(), exact.isinf()) and not got.isnan().any()
     finite = ~exact.isinf()
     got, eager, exact = (x[finite].double() for x in (got, eager, exact))
@@ -111,7 +150,9 @@ def test_attention(name, impl):
     """out and lse agree with the float64 oracle."""
     tensors, lists, options = case(**ROWS[name])
     dtype = tensors[0].dtype
-    exact = reference.block_sparse_attention(*map(wide, tensors), *lists, **{k: wide(x) for k, x in options.items()})
+    exact = reference.block_sparse_attention(
+        *map(wide, tensors), *lists, **{k: wide(x) for k, x in options.items()}
+    )
     eager = reference.block_sparse_attention(*tensors, *lists, **options, math_dtype=dtype)
     got = block_sparse_attention(*tensors, *lists, **options, impl=impl)
     assert got[0].dtype == dtype and got[1].dtype == torch.float32
@@ -121,7 +162,8 @@ def test_attention(name, impl):
 
 @pytest.mark.parametrize("name", ["plain", "columns bias mask grouped", "tail", "variable"])
 def test_op(name):
-    """The op passes opcheck, compiles to one graph, and its backward equals autograd through the oracle."""
+    """The op passes opcheck, compiles to one graph, and its backward equals autograd through the
+    oracle."""
     tensors, lists, options = case(**{**ROWS[name], "dtype": torch.float32})
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
 
@@ -130,10 +172,17 @@ def test_op(name):
 
     want = reference.block_sparse_attention(*leaves, *lists, **options)
     got = torch.compile(call, backend="aot_eager", fullgraph=True)(*leaves)
-    expected, actual = (torch.autograd.grad(x[0].square().sum() + x[1][~x[1].isinf()].sum(), leaves) for x in (want, got))
+    expected, actual = (
+        torch.autograd.grad(x[0].square().sum() + x[1][~x[1].isinf()].sum(), leaves)
+        for x in (want, got)
+    )
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
-    q_cut, kv_cut, c = options["q_blocks"], options["kv_blocks"], options.get("columns", Columns(None, None))
+    q_cut, kv_cut, c = (
+        options["q_blocks"],
+        options["kv_blocks"],
+        options.get("columns", Columns(None, None)),
+    )
     args = (*tensors, *lists, q_cut.size, q_cut.offsets, kv_cut.size, kv_cut.offsets, c.k, c.v, c.bias, c.mask,
             options.get("tail"), False, 0.1, "torch")  # fmt: skip
     torch.library.opcheck(torch.ops.dit_sparse.block_sparse_attention.default, args)
@@ -148,7 +197,9 @@ BAD = {
     "q_blocks": lambda a: a | {"q_blocks": 0},
     "kv_blocks.offsets": lambda a: a | {"kv_blocks": Cut(9, torch.zeros(3, dtype=torch.int32))},
     "columns.v": lambda a: a | {"columns": Columns(a["k"], a["v"][:, :, :3])},
-    "columns.mask": lambda a: a | {"columns": Columns(a["k"], a["v"], None, torch.ones(1, 1, 1, 1))},
+    "columns.mask": lambda a: (
+        a | {"columns": Columns(a["k"], a["v"], None, torch.ones(1, 1, 1, 1))}
+    ),
     "tail": lambda a: a | {"tail": a["k"]},
     "scale": lambda a: a | {"scale": -1.0},
     "impl": lambda a: a | {"impl": "cuda"},
@@ -166,7 +217,9 @@ def test_bad_arguments(word):
 
 
 @pytest.mark.parametrize("impl", ["triton", "torch"])
-@pytest.mark.parametrize("blocks", [16, 20, Cut(40, offsets([7, 0, 40, 1, 20, 4], 2)), Cut(30, offsets([30, 9, 13]))])
+@pytest.mark.parametrize(
+    "blocks", [16, 20, Cut(40, offsets([7, 0, 40, 1, 20, 4], 2)), Cut(30, offsets([30, 9, 13]))]
+)
 def test_passes(blocks, impl):
     """Pooling, moments, permutation and its inverse agree with their oracles."""
     x, v = torch.randn(2, 2, 72, 24, device=DEVICE), torch.randn(2, 2, 72, 40, device=DEVICE)
@@ -175,10 +228,15 @@ def test_passes(blocks, impl):
     assert torch.equal(moved, reference.permute_tokens(x, order))
     assert torch.equal(permute_tokens(moved, order, inverse=True, impl=impl), x)
     shared = order[:, :1]
-    assert torch.equal(permute_tokens(permute_tokens(x, shared, impl=impl), shared, inverse=True, impl=impl), x)
+    assert torch.equal(
+        permute_tokens(permute_tokens(x, shared, impl=impl), shared, inverse=True, impl=impl), x
+    )
     torch.testing.assert_close(mean, reference.pool_blocks(x, blocks, order))
     torch.testing.assert_close(pool_blocks(x, blocks, order, impl=impl), mean)
-    torch.testing.assert_close(pool_blocks(x, blocks, reduce="sum", impl=impl), reference.pool_blocks(x, blocks, reduce="sum"))
+    torch.testing.assert_close(
+        pool_blocks(x, blocks, reduce="sum", impl=impl),
+        reference.pool_blocks(x, blocks, reduce="sum"),
+    )
     exact = reference.block_moments(x.double(), v.double(), blocks)
     for a, b in zip(block_moments(x, v, blocks, impl=impl), exact, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
@@ -189,7 +247,10 @@ def test_lists(impl):
     """Lists are the oracle's up to the count, at any capacity; auto on a CPU is torch."""
     chosen = torch.rand(2, 3, 5, 37, device=DEVICE) < 0.4
     for capacity in (None, 0, 5, 37):
-        (count, index), (want, ids) = pack_lists(chosen, capacity, impl=impl), reference.pack_lists(chosen, capacity)
+        (count, index), (want, ids) = (
+            pack_lists(chosen, capacity, impl=impl),
+            reference.pack_lists(chosen, capacity),
+        )
         listed = torch.arange(ids.shape[-1], device=DEVICE) < want[..., None]
         assert torch.equal(count, want) and torch.equal(index * listed, ids * listed)
     assert implementation(torch.empty(1, 1, 1, 64)) == ("torch", "tensors are on cpu")

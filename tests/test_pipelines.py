@@ -1,53 +1,22 @@
-"""The diffusers seam: the same output where it must be, sparse where it says, and gone when disabled."""
+"""The diffusers seam: equal where it must be, sparse where it says, gone when disabled."""
 
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
-
-import diffusers
 import peft
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, WanPipeline
+from diffusers import FirstBlockCacheConfig, WanPipeline
 from diffusers.models.attention_dispatch import attention_backend
-from tests.tiny_wan import tiny_wan
 
 import dit_sparse
-from dit_sparse.arrange.raster import Raster
-from dit_sparse.integrations.adapters import box
-from dit_sparse.integrations.clock import Clock
-from dit_sparse.integrations.diffusers import BACKEND, progress
-
-STEPS, LAYERS = 4, 2
-DRAFT = {"keep": 0.3, "patch": (3, 2), "dense_steps": 0, "dense_layers": 0}
-LOG = []
-
-
-@dataclass(frozen=True)
-class Probe(Raster):
-    """Logs where each call is, and how often its state was seen."""
-
-    def __call__(self, x, ctx):
-        ctx.state["calls"] = ctx.state.get("calls", 0) + 1
-        LOG.append((ctx.layer, ctx.step, ctx.steps, ctx.state["calls"], id(ctx.state), ctx.grid))
-        return super().__call__(x, ctx)
-
-
-def probe():
-    LOG.clear()
-    return replace(dit_sparse.get("draft", **DRAFT), arrange=Probe())
-
-
-def run(pipe, prompt="a red circle", **options):
-    given = {"height": 48, "width": 80, "num_frames": 9, "guidance_scale": 3.0, "output_type": "latent"}
-    given |= {"num_inference_steps": STEPS, "max_sequence_length": 12, **options}
-    return pipe(prompt, generator=torch.Generator().manual_seed(1), **given).frames
+from dit_sparse.integrations.diffusers import progress
+from dit_sparse.integrations.seam import BACKEND
+from tests.probe import DRAFT, LAYERS, LOG, STEPS, probe, quiet, run
+from tests.tiny_wan import tiny_wan
 
 
 @pytest.fixture(scope="module")
 def shared():
     torch.manual_seed(0)
-    pipe = tiny_wan()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet(tiny_wan())
     return pipe, run(pipe)
 
 
@@ -84,8 +53,10 @@ def test_dense_limit_and_disable(pipe, base, method, params, tolerance):
     assert (names, config) == (list(pipe.transformer.state_dict()), dict(pipe.transformer.config))
     dit_sparse.disable(dit_sparse.disable(pipe))
     assert torch.equal(run(pipe), base)
-    assert all(m.processor._attention_backend is None for m in attentions(pipe.transformer).values())
-    assert "forward" not in vars(pipe.transformer.blocks[0].attn1)
+    assert all(
+        m.processor._attention_backend is None for m in attentions(pipe.transformer).values()
+    )
+    assert "forward" not in vars(pipe.transformer)
 
 
 @pytest.mark.parametrize(
@@ -103,24 +74,34 @@ def test_every_self_attention_and_nothing_else(pipe, options, branches):
     out = run(pipe, **options)
     found = dit_sparse.report(pipe)
     assert out.isfinite().all()
-    assert {(c.layer, c.step) for c in found.cells} == {(n, s) for n in range(LAYERS) for s in range(STEPS)}
+    assert {(c.layer, c.step) for c in found.cells} == {
+        (n, s) for n in range(LAYERS) for s in range(STEPS)
+    }
     assert all(c.calls == c.sparse == branches for c in found.cells) and 0 < found.density < 0.7
     assert {entry[5].video for entry in LOG} == {out[0, 0].numel()}
-    ours = {n for n, m in attentions(pipe.transformer).items() if m.processor._attention_backend is BACKEND}
+    ours = {
+        n
+        for n, m in attentions(pipe.transformer).items()
+        if m.processor._attention_backend is BACKEND
+    }
     assert ours == {f"blocks.{n}.attn1" for n in range(LAYERS)}
     # a state per layer and branch, which lives for one generation
     assert len({entry[4] for entry in LOG}) == LAYERS * branches
-    assert sorted(e[3] for e in LOG) == sorted((s + 1) for s in range(STEPS) for _ in range(LAYERS * branches))
+    assert sorted(e[3] for e in LOG) == sorted(
+        (s + 1) for s in range(STEPS) for _ in range(LAYERS * branches)
+    )
     run(pipe, **options)
     assert max(entry[3] for entry in LOG) == STEPS
 
 
-SCHEDULES = [(0.25, 0, 1, ()), (2, 0, 2, ()), (0, 1, 0, (0,)), (1, (1,), 1, (1,))]
+SCHEDULES = [(0.3, 0, 1, ()), (2, 0, 2, ()), (0, 1, 0, (0,)), (1, (1,), 1, (1,))]
 
 
 @pytest.mark.parametrize(("steps", "layers", "first", "dense"), SCHEDULES)
 def test_schedule_and_report(pipe, steps, layers, first, dense):
-    dit_sparse.enable(pipe, "draft", schedule=dit_sparse.Schedule(steps, layers), keep=0.3, patch=(3, 2))
+    dit_sparse.enable(
+        pipe, "draft", schedule=dit_sparse.Schedule(steps, layers), keep=0.3, patch=(3, 2)
+    )
     run(pipe)
     found = dit_sparse.report(pipe)
     for cell in found.cells:
@@ -135,12 +116,17 @@ def test_schedule_and_report(pipe, steps, layers, first, dense):
 
 def test_two_experts_share_the_steps():
     pipe, other = tiny_wan(), tiny_wan()
-    pipe = WanPipeline(**{**pipe.components, "transformer_2": other.transformer}, boundary_ratio=0.5)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = WanPipeline(
+        **{**pipe.components, "transformer_2": other.transformer}, boundary_ratio=0.5
+    )
+    quiet(pipe)
     dit_sparse.enable(pipe, "draft", **{**DRAFT, "dense_steps": 0.25})
     run(pipe)
     cells = dit_sparse.report(pipe).cells
-    parts = {name: {c.step for c in cells if c.transformer == name} for name in ("transformer", "transformer_2")}
+    parts = {
+        name: {c.step for c in cells if c.transformer == name}
+        for name in ("transformer", "transformer_2")
+    }
     assert set.union(*parts.values()) == set(range(STEPS)) and all(parts.values())
     assert not set.intersection(*parts.values())
     assert {c.step for c in cells if not c.sparse} == {0}
@@ -148,12 +134,18 @@ def test_two_experts_share_the_steps():
     dit_sparse.disable(pipe)
 
 
-def test_lora_cache_callback_and_abort(pipe, base):
+def test_lora_cache_callback_and_abort():
+    pipe = quiet(tiny_wan())
     dit_sparse.enable(pipe, probe())
     sparse = run(pipe)
-    pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipe.transformer.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
     tuned = run(pipe)
-    assert not torch.equal(tuned, sparse) and dit_sparse.report(pipe).sparse_calls == 2 * LAYERS * STEPS
+    assert (
+        not torch.equal(tuned, sparse)
+        and dit_sparse.report(pipe).sparse_calls == 2 * LAYERS * STEPS
+    )
     pipe.fuse_lora(components=["transformer"])
     torch.testing.assert_close(run(pipe), tuned, rtol=1e-3, atol=1e-4)
     pipe.unfuse_lora(components=["transformer"])
@@ -166,23 +158,24 @@ def test_lora_cache_callback_and_abort(pipe, base):
             raise KeyboardInterrupt
         return kwargs
 
-    for stop in (0, 2):
+    for stop in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             run(pipe, callback_on_step_end=poll)
         LOG.clear()
         polled.clear()
         stop = None
         torch.testing.assert_close(run(pipe, callback_on_step_end=poll), sparse)
-        assert [p.step for p in polled] == list(range(STEPS)) and all(p.density < 0.7 for p in polled)
+        assert [p.step for p in polled] == list(range(STEPS)) and all(
+            p.density < 0.7 for p in polled
+        )
         assert max(entry[3] for entry in LOG) == STEPS
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     run(pipe)
     cells = dit_sparse.report(pipe).cells
-    assert {c.step for c in cells if c.layer == 0} == set(range(STEPS)) and all(c.sparse for c in cells)
+    assert {c.step for c in cells if c.layer == 0} == set(range(STEPS)) and all(
+        c.sparse for c in cells
+    )
     assert {c.step for c in cells if c.layer == 1} == {0}
-    pipe.transformer.disable_cache()
-    dit_sparse.disable(pipe)
-    assert torch.equal(run(pipe), base)
 
 
 @pytest.mark.parametrize("regional", [False, True])
@@ -193,8 +186,7 @@ def test_compiles_to_one_graph(regional):
         graphs.append(graph)
         return graph.forward
 
-    pipe = tiny_wan()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet(tiny_wan())
     dit_sparse.enable(pipe, probe())
     eager, log = run(pipe), [entry[:4] for entry in LOG]
     LOG.clear()
@@ -238,39 +230,3 @@ def test_masks_offload_and_training(pipe):
     assert pipe.transformer.forward is wrapper
     run(pipe)
     remove_hook_from_module(pipe.transformer)
-
-
-def flux(pipeline=True):
-    torch.manual_seed(0)
-    sizes = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
-    model = FluxTransformer2DModel(
-        in_channels=4, joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8), **sizes
-    ).eval()
-    if not pipeline:
-        return model
-    vae = diffusers.AutoencoderKL(
-        sample_size=32, block_out_channels=(4,), latent_channels=1, norm_num_groups=1, shift_factor=0.0
-    )
-    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = diffusers.FluxPipeline(scheduler, vae, **dict.fromkeys(names), transformer=model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 24), (14, 26)])
-def test_flux(height, width):
-    pipe = flux()
-    draw = lambda: pipe(  # noqa: E731
-        prompt_embeds=torch.ones(1, 7, 16), pooled_prompt_embeds=torch.ones(1, 8), height=height, width=width,
-        num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
-    base = draw()
-    dit_sparse.enable(pipe, "draft", **{**DRAFT, "keep": 1.0})
-    torch.testing.assert_close(draw(), base, rtol=1e-4, atol=1e-5)
-    dit_sparse.enable(pipe, probe())
-    assert not torch.equal(draw(), base)
-    grid = dit_sparse.Grid(1, height // 2, width // 2, text=7, text_first=True)
-    assert {(e[0], e[1], e[2]) for e in LOG} == {(n, s, 3) for n in range(3) for s in range(3)}
-    assert {entry[5] for entry in LOG} == {grid}
-    assert torch.equal(draw() * 0, base * 0) and torch.equal((dit_sparse.disable(pipe), draw())[1], base)

@@ -21,7 +21,9 @@ def test_captions_round_trip():
         assert not world.unknown_words(world.caption(scene))
 
 
-@pytest.mark.parametrize("text", ["", "a cat on a skateboard", "a red circle moves right", "a red red circle"])
+@pytest.mark.parametrize(
+    "text", ["", "a cat on a skateboard", "a red circle moves right", "a red red circle"]
+)
 def test_other_text_is_no_scene(text):
     assert world.parse(text) is None
 
@@ -36,7 +38,9 @@ def test_training_never_sees_held_out_combinations():
     seen, unseen = drawn(3000, unseen=False), drawn(300, unseen=True)
     assert not world.held_out(seen).any()
     assert world.held_out(unseen).all()
-    assert not {tuple(row[1:]) for row in seen.tolist()} & {tuple(row[1:]) for row in unseen.tolist()}
+    assert not {tuple(row[1:]) for row in seen.tolist()} & {
+        tuple(row[1:]) for row in unseen.tolist()
+    }
     for column, names in enumerate(world.NAMES):
         assert set(unseen[:, column].tolist()) == set(range(len(names)))
 
@@ -55,7 +59,10 @@ def test_impossible_scenes_are_not_drawn():
 @pytest.mark.parametrize(("frames", "height", "width"), OFFERED)
 def test_render_range_and_determinism(frames, height, width):
     ids = drawn(2)
-    clips = [world.render(ids, frames, height, width, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    clips = [
+        world.render(ids, frames, height, width, generator=torch.Generator().manual_seed(5))
+        for _ in range(2)
+    ]
     assert clips[0].shape == (2, frames, 3, height, width)
     assert clips[0].min() >= 0
     assert clips[0].max() <= 1
@@ -64,12 +71,15 @@ def test_render_range_and_determinism(frames, height, width):
 
 def test_length_does_not_change_the_motion():
     ids = drawn(6)
-    long, short = (world.render(ids, f, 64, 64, generator=torch.Generator().manual_seed(1)) for f in (33, 17))
+    long, short = (
+        world.render(ids, f, 64, 64, generator=torch.Generator().manual_seed(1)) for f in (33, 17)
+    )
     torch.testing.assert_close(long[:, :17], short, rtol=0, atol=1e-6)
 
 
 def test_importing_the_world_imports_no_host_library():
-    code = "import sys, dit_sparse.world; sys.exit(any(m in sys.modules for m in ('diffusers', 'triton', 'cv2')))"
+    hosts = "('diffusers', 'triton', 'cv2')"
+    code = f"import sys, dit_sparse.world; sys.exit(any(m in sys.modules for m in {hosts}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -77,11 +87,11 @@ def test_importing_the_world_imports_no_host_library():
 def test_detector_reads_ground_truth(frames, height, width):
     adherence = pytest.importorskip("dit_sparse.adherence")
     generator = torch.Generator().manual_seed(frames + width)
-    ids = world.sample_ids(25, generator, unseen=True)
+    ids = world.sample_ids(40 if frames == 17 else 12, generator, unseen=True)
     clips = world.render(ids, frames, height, width, generator=generator)
     clips = (255 * clips).round().byte().permute(0, 1, 3, 4, 2).numpy()
     rows = [adherence.score(c, s) for c, s in zip(clips, world.scenes(ids), strict=True)]
-    assert all(cell["percent"] >= 96 for cell in adherence.table(rows).values())
+    assert all(cell["percent"] >= 97 for cell in adherence.table(rows).values())
 
 
 def test_detector_survives_an_empty_clip():

@@ -1,4 +1,4 @@
-"""A Wan pipeline of real classes and random weights, small enough for a test of the whole command."""
+"""A Wan pipeline of real classes and random weights, small enough to test the whole command."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a an over on background red blue circle square moves right left plain striped".split()
+WORDS = ["a", "on", "over", "red", "blue", "circle", "square", "moves", "right", "background"]
 TRAINED = {
-    "sizes": [[32, 32], [32, 48]],
+    "sizes": [[64, 64], [64, 96]],
     "frames": [1, 5, 9],
     "default": {
-        "height": 32,
-        "width": 32,
+        "height": 64,
+        "width": 64,
         "num_frames": 9,
         "num_inference_steps": 3,
         "guidance_scale": 1.0,
@@ -46,8 +46,8 @@ def tiny_wan() -> WanPipeline:
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
         transformer=WanTransformer3DModel(
             patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=16, in_channels=4,
-            out_channels=4, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True,
-            rope_max_seq_len=64,
+            out_channels=4, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2,
+            cross_attn_norm=True, rope_max_seq_len=64,
         ).eval(),
     )  # fmt: skip
 

@@ -22,7 +22,10 @@ def choose(run: Run, shape: tuple[int, int, int, int]) -> None:
     for name in ("cudnn", "flash"):
         enable(name == "cudnn", name == "flash", False)
         try:
-            q, k, v = (torch.randn(shape, device=run.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+            q, k, v = (
+                torch.randn(shape, device=run.device, dtype=torch.bfloat16, requires_grad=True)
+                for _ in range(3)
+            )
             for i in range(8):
                 if i == 3:
                     run.sync()
@@ -34,5 +37,10 @@ def choose(run: Run, shape: tuple[int, int, int, int]) -> None:
             run.say(f"attention {name}: {error}")
     best = min(times, key=lambda name: times[name]) if times else ""
     cudnn = bool(run.agree(best == "cudnn")[0])
-    run.say("attention:", {k: f"{1000 * t:.2f} ms" for k, t in times.items()}, "->", "cudnn" if cudnn else "flash")
+    run.say(
+        "attention:",
+        {k: f"{1000 * t:.2f} ms" for k, t in times.items()},
+        "->",
+        "cudnn" if cudnn else "flash",
+    )
     enable(cudnn, not cudnn, not times)

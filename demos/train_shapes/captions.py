@@ -1,8 +1,11 @@
-"""Captions as token ids, made on the device from attribute ids, with the noise a user's wording has."""
+"""Captions as token ids, made on the device from attribute ids, with the noise a user's wording
+has.
+"""
 
 import torch
-from dit_sparse.world import COLOURS, MOTIONS, NAMES, PATTERNS, SHAPES, SIZES, VOCABULARY
 from torch import Tensor
+
+from dit_sparse.world import COLOURS, MOTIONS, NAMES, PATTERNS, SHAPES, SIZES, VOCABULARY
 
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -18,7 +21,9 @@ def _table(names: tuple[str, ...] | list[str]) -> Tensor:
 
 
 def _pairs(names: list[str]) -> Tensor:
-    return torch.tensor([[_ID[w] for w in n.split()] + [_NONE] * (2 - len(n.split())) for n in names])
+    return torch.tensor(
+        [[_ID[w] for w in n.split()] + [_NONE] * (2 - len(n.split())) for n in names]
+    )
 
 
 _TABLES = {
@@ -31,15 +36,23 @@ _TABLES = {
 }
 
 
-def tokens(ids: Tensor, generator: torch.Generator, *, noise: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Word scenes: 15 % -ing form, 5 % no motion, 7 % no background, 3 % no pattern, 10 % "on", 4 % unknown filler.
+def tokens(
+    ids: Tensor, generator: torch.Generator, *, noise: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Word scenes: 15 % -ing form, 5 % no motion, 7 % no background, 3 % no pattern, 10 % "on", 4
+    % unknown filler.
 
-    ids: [B, 6] -> tokens [B, 15], their roles [B, 15] (-1 behind the end), spoken [B, 6] bool (what the caption says)
+    ids: [B, 6] -> tokens [B, 15], their roles [B, 15] (-1 behind the end), spoken [B, 6] bool
+    (what the caption says)
     """
     device, n = ids.device, len(ids)
     size, colour, shape, motion, pattern, ground = ids.unbind(1)
     table = {key: value.to(device) for key, value in _TABLES.items()}
-    chance = torch.rand(n, 8, generator=generator, device=device) if noise else torch.ones(n, 8, device=device)
+    chance = (
+        torch.rand(n, 8, generator=generator, device=device)
+        if noise
+        else torch.ones(n, 8, device=device)
+    )
     a = torch.full((n,), _ID["a"], device=device)
     moves = table["motion"][(chance[:, 0] < 0.15).long(), motion]
     # slot order is caption order; absent words are -1 and closed up below

@@ -1,4 +1,6 @@
-"""Write the model card, the loss curves and the contact sheet from a run's recorded figures, and nothing else."""
+"""Write the model card, the loss curves and the contact sheet from a run's recorded figures, and
+nothing else.
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +8,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from dit_sparse.adherence import ATTRIBUTES
 from dit_sparse.world import COLOURS, MOTIONS, PATTERNS, SHAPES
 
-TITLES = {"text": "text encoder", "vae": "VAE", "image": "transformer, images", "video": "transformer, videos"}
+TITLES = {
+    "text": "text encoder",
+    "vae": "VAE",
+    "image": "transformer, images",
+    "video": "transformer, videos",
+}
 
 
 def curves(record: dict[str, Any], path: Path) -> None:
@@ -19,8 +27,14 @@ def curves(record: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    stages = [(k, record["stages"][k]["curve"]) for k in TITLES if record["stages"].get(k, {}).get("curve")]
-    figure, axes = plt.subplots(1, max(len(stages), 1), figsize=(3 * max(len(stages), 1), 2.4), squeeze=False)
+    stages = [
+        (k, record["stages"][k]["curve"])
+        for k in TITLES
+        if record["stages"].get(k, {}).get("curve")
+    ]
+    figure, axes = plt.subplots(
+        1, max(len(stages), 1), figsize=(3 * max(len(stages), 1), 2.4), squeeze=False
+    )
     for axis, (name, curve) in zip(axes[0], stages, strict=False):
         seconds, _, loss = zip(*curve, strict=True)
         axis.semilogy(seconds, loss, linewidth=1.2)
@@ -39,9 +53,13 @@ def sheet(videos: np.ndarray, prompts: list[str], path: Path) -> None:
     rows = []
     for video, prompt in zip(videos, prompts, strict=True):
         moments = np.linspace(0, len(video) - 1, 5).round().astype(int)
-        strip = np.concatenate([np.pad(video[i], ((0, 2), (0, 2), (0, 0)), constant_values=255) for i in moments], 1)
+        strip = np.concatenate(
+            [np.pad(video[i], ((0, 2), (0, 2), (0, 0)), constant_values=255) for i in moments], 1
+        )
         head = np.full((18, strip.shape[1], 3), 255, np.uint8)
-        cv2.putText(head, prompt, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            head, prompt, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
+        )
         rows.append(np.concatenate([head, strip]))
     half = (len(rows) + 1) // 2
     rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
@@ -74,7 +92,9 @@ def _training(record: dict[str, Any]) -> list[str]:
         figures = {k: v for k, v in row.get("gate", {}).items() if k != "passed"}
         passed = ", ".join(f"{k} {v}" for k, v in figures.items())
         last = f"{row['curve'][-1][2]:.4f}" if row.get("curve") else ""
-        lines.append(_line(title, f"{row['seconds']:.0f}", row["steps"], f"{row['samples']:,}", last, passed))
+        lines.append(
+            _line(title, f"{row['seconds']:.0f}", row["steps"], f"{row['samples']:,}", last, passed)
+        )
     return lines
 
 
@@ -86,10 +106,22 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
     machines = sorted({f"{p['ranks']} x {p['device']}" for p in record["pieces"]})
     minutes = sum(p["seconds"] for p in record["pieces"]) / 60
     best = result["best"]
-    settings = [(f"{r['steps']} steps, guidance {r['guidance']:g}", r["adherence"]) for r in result["settings"]]
-    sizes = [(f"{r['frames']} x {r['height']} x {r['width']}", r["adherence"]) for r in result["sizes"]]
+    settings = [
+        (f"{r['steps']} steps, guidance {r['guidance']:g}", r["adherence"])
+        for r in result["settings"]
+    ]
+    sizes = [
+        (f"{r['frames']} x {r['height']} x {r['width']}", r["adherence"]) for r in result["sizes"]
+    ]
     offered = ", ".join(f"{h} x {w}" for h, w in trained["sizes"])
-    weak = min(ATTRIBUTES, key=lambda a: next(c for t, c in settings if t.startswith(f"{best['steps']} steps, guidance {best['guidance']:g}"))[a]["percent"])
+    weak = min(
+        ATTRIBUTES,
+        key=lambda a: next(
+            c
+            for t, c in settings
+            if t.startswith(f"{best['steps']} steps, guidance {best['guidance']:g}")
+        )[a]["percent"],
+    )
     return "\n".join(
         [
             "---",
@@ -100,9 +132,12 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "",
             "# `shapes`: a small text-to-video model for testing attention",
             "",
-            f"A `WanPipeline` of stock diffusers classes ({size:.1f} MB of bf16 safetensors), trained from scratch on rendered",
-            "clips of one moving shape. It exists so that sparse attention can be judged on a real, trained video transformer",
-            "without a download and without a GPU. Licence: Apache-2.0, weights and training data (the renderer) alike.",
+            f"A `WanPipeline` of stock diffusers classes ({size:.1f} MB of bf16 safetensors),",
+            "trained from scratch on rendered",
+            "clips of one moving shape. It exists so that sparse attention can be judged on a",
+            "real, trained video transformer",
+            "without a download and without a GPU. Licence: Apache-2.0, weights and training",
+            "data (the renderer) alike.",
             "",
             "![contact sheet](contact_sheet.webp)",
             "",
@@ -127,20 +162,25 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             f"- motions: {', '.join(MOTIONS)}",
             f"- patterns: {', '.join(PATTERNS)}",
             "",
-            f"Trained sizes (height x width): {offered}; frames: {', '.join(map(str, trained['frames']))} at {trained['fps']} per second.",
+            f"Trained sizes (height x width): {offered}; frames:",
+            f"{', '.join(map(str, trained['frames']))} at {trained['fps']} per second.",
             "",
             "## Limits",
             "",
-            "- Not a general video model: it knows the words above, one object, and a still camera. Other words count as unknown.",
+            "- Not a general video model: it knows the words above, one object, and a still",
+            "camera. Other words count as unknown.",
             "- Other sizes and lengths were never trained and degrade.",
             "- The two colours must differ; a spinning circle or ring was never shown.",
-            f"- Text lengths of 20 to 64 and 512 tokens were trained; the default is {default['max_sequence_length']}.",
+            "- Text lengths of 20 to 64 and 512 tokens were trained; the default is",
+            f"{default['max_sequence_length']}.",
             f"- Its weakest attribute is the {weak}; see the tables.",
             "",
             "## Adherence",
             "",
-            f"{result['prompts']} held-out prompts (combinations of attributes never trained), per cent that the detector in",
-            "`dit_sparse/adherence.py` reads back as asked, 95 % Wilson intervals in brackets. Made by",
+            f"{result['prompts']} held-out prompts (combinations of attributes never trained),",
+            "per cent that the detector in",
+            "`dit_sparse/adherence.py` reads back as asked, 95 % Wilson intervals in brackets.",
+            "Made by",
             "",
             "```",
             result["command"],
@@ -148,13 +188,15 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "",
             *_adherence([("detector on ground-truth renders", result["ground_truth"]), *settings]),
             "",
-            f"The default is {best['steps']} steps at guidance {best['guidance']:g}. At that setting, by frames x height x width:",
+            f"The default is {best['steps']} steps at guidance {best['guidance']:g}. At that",
+            "setting, by frames x height x width:",
             "",
             *_adherence(sizes),
             "",
             "## Training",
             "",
-            f"`demos/train_shapes/train.py`, {minutes:.1f} minutes of wall clock in {len(record['pieces'])} calls on {', '.join(machines)}.",
+            f"`demos/train_shapes/train.py`, {minutes:.1f} minutes of wall clock in",
+            f"{len(record['pieces'])} calls on {', '.join(machines)}.",
             "The text encoder is trained on captions alone and then frozen.",
             "",
             *_training(record),

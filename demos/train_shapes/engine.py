@@ -1,4 +1,6 @@
-"""The loop every stage shares: a time budget, rates by the share of it used, saved state, one record."""
+"""The loop every stage shares: a time budget, rates by the share of it used, saved state, one
+record.
+"""
 
 import time
 from collections.abc import Callable
@@ -41,9 +43,16 @@ class Stage:
             self.average.load(state["average"], state["average_steps"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
-            self.step, self.elapsed, self.samples = state["step"], state["elapsed"], state["samples"]
+            self.step, self.elapsed, self.samples = (
+                state["step"],
+                state["elapsed"],
+                state["samples"],
+            )
             self.curve = state["curve"]
-            self.run.say(f"{self.name}: resumed at step {self.step}, {self.elapsed:.0f} s of {self.budget:.0f} used")
+            self.run.say(
+                f"{self.name}: resumed at step {self.step}, {self.elapsed:.0f} s "
+                f"of {self.budget:.0f} used"
+            )
         return self
 
     def save(self) -> None:
@@ -72,9 +81,11 @@ class Stage:
         self.average.update()
 
     def fit(self, loss: Callable[[int], tuple[Tensor, int]], *, warm: int = 1) -> None:
-        """Train until the budget is used, or raise OutOfTime with the state saved when the call ends first.
+        """Train until the budget is used, or raise OutOfTime with the state saved when the call
+        ends first.
 
-        loss: step -> (loss to minimise, samples used); its first `warm` calls run before the clock starts
+        loss: step -> (loss to minimise, samples used); its first `warm` calls run before the clock
+        starts
         """
         run, begun = self.run, time.monotonic()
         for i in range(warm):
@@ -88,7 +99,9 @@ class Stage:
         run.note(self.name, compile_s=round(time.monotonic() - begun, 1))
         start = said = met = time.monotonic()
         if self.closing is not None:
-            self.budget = run.agree(max(1.0, min(self.budget, self.elapsed + run.left() - self.closing)))[0]
+            self.budget = run.agree(
+                max(1.0, min(self.budget, self.elapsed + run.left() - self.closing))
+            )[0]
             run.say(f"{self.name}: {self.budget - self.elapsed:.0f} s to train in this call")
         base, said_step, said_samples, every = self.elapsed, self.step, self.samples, 1
         recent: list[Tensor] = []
@@ -99,7 +112,8 @@ class Stage:
                 run.sync()
                 now = time.monotonic()
                 self.elapsed = base + now - start
-                # rank 0 decides: the rates depend on the fraction, so every rank must use the same one
+                # rank 0 decides: the rates depend on the fraction, so every rank must use the same
+                # one
                 fraction, out, save, pace = run.agree(
                     self.elapsed / self.budget,
                     run.left() < 0,
@@ -127,7 +141,11 @@ class Stage:
                 if finished or out or save:
                     self.save()
                 if finished or out:
-                    totals = {"steps": self.step, "seconds": round(self.elapsed, 1), "samples": self.samples * run.world}
+                    totals = {
+                        "steps": self.step,
+                        "seconds": round(self.elapsed, 1),
+                        "samples": self.samples * run.world,
+                    }
                     run.note(self.name, **totals, ranks=run.world, curve=self.curve)
                 if finished:
                     return
@@ -146,4 +164,6 @@ def gate(run: Run, stage: str, passed: bool, **figures: Any) -> None:
     run.note(stage, gate={**figures, "passed": passed})
     run.say(f"{stage} gate {'passed' if passed else 'FAILED'}: {figures}")
     if not passed:
-        raise GateFailed(f"{stage}: {figures} is below what the next stage needs (--no-gates goes on anyway)")
+        raise GateFailed(
+            f"{stage}: {figures} is below what the next stage needs (--no-gates goes on anyway)"
+        )

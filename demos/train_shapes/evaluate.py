@@ -9,9 +9,10 @@ import models
 import numpy as np
 import torch
 from diffusers import WanPipeline
+from ranks import Run
+
 from dit_sparse import adherence
 from dit_sparse.world import Scene, held_out_prompts, parse, render
-from ranks import Run
 
 # (steps, guidance); a step costs one forward at guidance 1 and two above
 SETTINGS = ((12, 1.0), (12, 2.0), (12, 3.0), (16, 1.0), (16, 2.0), (16, 3.0))
@@ -29,7 +30,12 @@ def assemble(run: Run, stage: str) -> WanPipeline:
 
 @torch.no_grad()
 def generate(
-    run: Run, pipe: WanPipeline, prompts: Sequence[str], shape: tuple[int, int, int], steps: int, guidance: float
+    run: Run,
+    pipe: WanPipeline,
+    prompts: Sequence[str],
+    shape: tuple[int, int, int],
+    steps: int,
+    guidance: float,
 ) -> np.ndarray:
     """Return videos uint8 [n, F, H, W, 3]; shape (frames, height, width); prompt i gets seed i."""
     frames, height, width = shape
@@ -60,7 +66,13 @@ def read(videos: np.ndarray, scenes: Sequence[Scene]) -> list[dict[str, bool]]:
 
 
 def measure(
-    run: Run, pipe: WanPipeline, n: int, shape: tuple[int, int, int], steps: int, guidance: float, seed: int = 0
+    run: Run,
+    pipe: WanPipeline,
+    n: int,
+    shape: tuple[int, int, int],
+    steps: int,
+    guidance: float,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Return the adherence table over n held-out prompts, shared out over the ranks."""
     prompts = held_out_prompts(n, seed)
@@ -74,13 +86,20 @@ def measure(
 
 def brief(cells: dict[str, dict[str, float]], *, still: bool = False) -> dict[str, float]:
     """Keep the percentages of a table; `still` leaves the motion out."""
-    return {k: round(c["percent"], 1) for k, c in cells.items() if not (still and k in ("motion", "all"))}
+    return {
+        k: round(c["percent"], 1)
+        for k, c in cells.items()
+        if not (still and k in ("motion", "all"))
+    }
 
 
 def ground_truth(run: Run, n: int, shape: tuple[int, int, int]) -> dict[str, dict[str, float]]:
     """Return the detector's accuracy on renders of the same prompts."""
     mine = [s for s in map(parse, held_out_prompts(n)[run.rank :: run.world]) if s]
-    clips = [render([s], *shape, generator=torch.Generator().manual_seed(i))[0] for i, s in enumerate(mine)]
+    clips = [
+        render([s], *shape, generator=torch.Generator().manual_seed(i))[0]
+        for i, s in enumerate(mine)
+    ]
     videos = np.stack([(255 * c).round().byte().permute(0, 2, 3, 1).numpy() for c in clips])
     return adherence.table(row for part in run.gather(read(videos, mine)) for row in part)
 
@@ -102,9 +121,14 @@ def evaluate(run: Run, pipe: WanPipeline, n: int, command: str) -> dict[str, Any
             break
         cells = measure(run, pipe, n, shape, steps, guidance)
         forwards = steps * (1 if guidance == 1 else 2)
-        result["settings"].append({"steps": steps, "guidance": guidance, "forwards": forwards, "adherence": cells})
+        result["settings"].append(
+            {"steps": steps, "guidance": guidance, "forwards": forwards, "adherence": cells}
+        )
         run.say(f"adherence at {steps} steps, guidance {guidance}", brief(cells))
-    best = max(result["settings"], key=lambda row: row["adherence"]["all"]["percent"] - FORWARD_PRICE * row["forwards"])
+    best = max(
+        result["settings"],
+        key=lambda row: row["adherence"]["all"]["percent"] - FORWARD_PRICE * row["forwards"],
+    )
     result["best"] = {"steps": best["steps"], "guidance": best["guidance"]}
     for frames in models.FRAMES:
         for height, width in models.SIZES:
@@ -112,7 +136,13 @@ def evaluate(run: Run, pipe: WanPipeline, n: int, command: str) -> dict[str, Any
                 run.say("no time left for more sizes")
                 return result
             known = (frames, height, width) == shape
-            cells = best["adherence"] if known else measure(run, pipe, n, (frames, height, width), *result["best"].values())
-            result["sizes"].append({"frames": frames, "height": height, "width": width, "adherence": cells})
+            cells = (
+                best["adherence"]
+                if known
+                else measure(run, pipe, n, (frames, height, width), *result["best"].values())
+            )
+            result["sizes"].append(
+                {"frames": frames, "height": height, "width": width, "adherence": cells}
+            )
             run.say(f"adherence at {frames}x{height}x{width}", brief(cells))
     return result

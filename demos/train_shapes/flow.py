@@ -1,4 +1,6 @@
-"""Flow matching with the Wan transformer: a lean training forward, cached latents, the image and the video stage."""
+"""Flow matching with the Wan transformer: a lean training forward, cached latents, the image and
+the video stage.
+"""
 
 import time
 from dataclasses import dataclass
@@ -10,19 +12,28 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from dit_sparse.world import render, sample_ids
 from engine import Stage
 from optim import Average, optimisers, rate
 from ranks import Run
 from torch import Tensor
 
+from dit_sparse.world import render, sample_ids
+
 
 class Block(WanTransformerBlock):
-    """The same block with one product for q, k and v, and a text attention that counts padding instead of storing it."""
+    """The same block with one product for q, k and v, and a text attention that counts padding
+    instead of storing it.
+    """
 
-    def forward(self, x: Tensor, text: Tensor, bias: Tensor, temb: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, S, C], text [B, L, C], bias [B, L] added to the logits, temb [B, 6, C], cos, sin [1, S, 1, D/2]."""
-        shift, scale, gate, shift_f, scale_f, gate_f = (self.scale_shift_table + temb.float()).chunk(6, 1)
+    def forward(
+        self, x: Tensor, text: Tensor, bias: Tensor, temb: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """x [B, S, C], text [B, L, C], bias [B, L] added to the logits, temb [B, 6, C], cos, sin
+        [1, S, 1, D/2].
+        """
+        shift, scale, gate, shift_f, scale_f, gate_f = (
+            self.scale_shift_table + temb.float()
+        ).chunk(6, 1)
         y = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x)
         x = (x.float() + self.look(y, cos, sin) * gate).type_as(x)
         x = x + self.read(self.norm2(x.float()).type_as(x), text, bias)
@@ -32,11 +43,18 @@ class Block(WanTransformerBlock):
     def look(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         a = self.attn1
         weight = torch.cat([a.to_q.weight, a.to_k.weight, a.to_v.weight])
-        q, k, v = F.linear(y, weight, torch.cat([a.to_q.bias, a.to_k.bias, a.to_v.bias])).chunk(3, -1)
+        q, k, v = F.linear(y, weight, torch.cat([a.to_q.bias, a.to_k.bias, a.to_v.bias])).chunk(
+            3, -1
+        )
 
         def turn(z: Tensor, gain: Tensor) -> Tensor:
             one, two = rms(z, gain).unflatten(-1, (a.heads, -1, 2)).unbind(-1)  # [B, S, H, D/2]
-            return torch.stack((one * cos - two * sin, one * sin + two * cos), -1).flatten(-2).type_as(v).transpose(1, 2)
+            return (
+                torch.stack((one * cos - two * sin, one * sin + two * cos), -1)
+                .flatten(-2)
+                .type_as(v)
+                .transpose(1, 2)
+            )
 
         v = v.unflatten(-1, (a.heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(turn(q, a.norm_q.weight), turn(k, a.norm_k.weight), v)
@@ -68,14 +86,21 @@ def lean(model: WanTransformer3DModel, *, compiled: bool) -> WanTransformer3DMod
 def padded(text: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Add one zero row that stands for all the padding up to each caption's text length.
 
-    text [B, L, C], length [B] > L -> text [B, L + 1, C], bias [B, L + 1]: log of how often a row counts
+    text [B, L, C], length [B] > L -> text [B, L + 1, C], bias [B, L + 1]: log of how often a row
+    counts
     """
     bias = text.new_zeros(text.shape[:2])
-    return F.pad(text, (0, 0, 0, 1)), torch.cat([bias, (length - text.shape[1]).float().log()[:, None]], 1)
+    return F.pad(text, (0, 0, 0, 1)), torch.cat(
+        [bias, (length - text.shape[1]).float().log()[:, None]], 1
+    )
 
 
-def velocity(model: WanTransformer3DModel, x: Tensor, t: Tensor, text: Tensor, bias: Tensor) -> Tensor:
-    """Do what the model's own forward does, through `Block`; x [B, C, T, h, w], t [B] in 0..1000."""
+def velocity(
+    model: WanTransformer3DModel, x: Tensor, t: Tensor, text: Tensor, bias: Tensor
+) -> Tensor:
+    """Do what the model's own forward does, through `Block`; x [B, C, T, h, w], t [B] in
+    0..1000.
+    """
     cos, sin = (table[..., i::2].float() for i, table in enumerate(model.rope(x)))
     h = model.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
     temb, steps, text, _ = model.condition_embedder(t, text, None)
@@ -104,12 +129,20 @@ class Encoder:
         self.run, self.vae = run, sequence.whole(models.vae()).to(run.device)
         self.vae.load_state_dict(done["model"])
         sequence.channels_last(self.vae).eval().requires_grad_(False)
-        self.mean, self.std = (done[key].view(1, -1, 1, 1, 1).to(run.device) for key in ("mean", "std"))
-        self.fast = torch.compile(sequence.moments, dynamic=False) if run.compiled else sequence.moments
+        self.mean, self.std = (
+            done[key].view(1, -1, 1, 1, 1).to(run.device) for key in ("mean", "std")
+        )
+        self.fast = (
+            torch.compile(sequence.moments, dynamic=False) if run.compiled else sequence.moments
+        )
 
     @torch.no_grad()
-    def fill(self, n: int, batch: int, frames: int, size: tuple[int, int], salt: int, limit: float) -> Cache:
-        """Make up to n clips, fewer when they take longer than `limit` seconds after the first batch."""
+    def fill(
+        self, n: int, batch: int, frames: int, size: tuple[int, int], salt: int, limit: float
+    ) -> Cache:
+        """Make up to n clips, fewer when they take longer than `limit` seconds after the first
+        batch.
+        """
         run, generator = self.run, self.run.generator(salt)
         compute = self.fast if frames > 1 else sequence.moments
         z, all_ids, begun = [], [], time.monotonic()
@@ -117,7 +150,11 @@ class Encoder:
         for i in range(max(1, n // batch)):
             ids = sample_ids(batch, generator)
             # a lone frame is one moment of the clip
-            times = torch.rand(batch, 1, generator=generator, device=run.device) * 4 if frames == 1 else None
+            times = (
+                torch.rand(batch, 1, generator=generator, device=run.device) * 4
+                if frames == 1
+                else None
+            )
             clip = render(ids, frames, *size, generator=generator, times=times)
             with run.autocast():
                 mean = compute(self.vae, clip).chunk(2, 1)[0]
@@ -134,8 +171,9 @@ class Encoder:
         run.sync()
         took = time.monotonic() - start
         run.say(
-            f"cache {frames}x{size[0]}x{size[1]}: {len(made.z)} clips per rank, first batch {start - begun:.1f} s, "
-            f"then {took:.1f} s, {max(len(made.z) - batch, 0) / max(took, 1e-3):.0f} clips/s per rank"
+            f"cache {frames}x{size[0]}x{size[1]}: {len(made.z)} clips per rank, "
+            f"first batch {start - begun:.1f} s, "
+            f"then {took:.1f} s, {max(len(made.z) - batch, 0) / max(took, 1e-3):.0f} clips/s"
         )
         return made
 
@@ -143,7 +181,9 @@ class Encoder:
 class Trainer:
     """One flow-matching stage over a rota of (cache, latent frames, batch)."""
 
-    def __init__(self, run: Run, stage: Stage, rota: list[tuple[Cache, int, int]], shift: float, salt: int):
+    def __init__(
+        self, run: Run, stage: Stage, rota: list[tuple[Cache, int, int]], shift: float, salt: int
+    ):
         self.run, self.stage, self.rota, self.shift = run, stage, rota, shift
         self.generator = run.generator(salt)
         state = run.load("text_encoder")
@@ -153,26 +193,41 @@ class Trainer:
         # the shipped encoder is bf16: train on what it will say
         for p in self.text.parameters():
             p.data = p.data.to(torch.bfloat16).float()
+        nothing = torch.zeros(1, captions.LENGTH, dtype=torch.long, device=run.device)
+        nothing[:, 0] = captions.END
+        with torch.no_grad():
+            self.empty = models.embed(self.text, nothing)
+        self.said = {
+            id(cache): self.word(cache.ids) for cache in {id(c): c for c, _, _ in rota}.values()
+        }
 
     def draw(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.run.device)
 
     @torch.no_grad()
-    def condition(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Word, drop 9 %, encode; the text length is 20..64 mostly and 512 for a fifth."""
-        words, _, _ = captions.tokens(ids, self.generator)
-        empty = torch.zeros_like(words)
-        empty[:, 0] = captions.END
-        chance = self.draw(len(ids), 3)
-        words = torch.where(chance[:, :1] < 0.09, empty, words)
-        length = torch.where(chance[:, 1] < 0.2, 512.0, torch.where(chance[:, 1] < 0.7, 64.0, 20 + 44 * chance[:, 2]))
-        return padded(models.embed(self.text, words), length.round())
+    def word(self, ids: Tensor) -> Tensor:
+        """Word every scene once and encode it: [N, L, C] bf16. Encoding in the loop would wait for
+        the device.
+        """
+        rows = []
+        for some in ids.split(4096):
+            words, _, _ = captions.tokens(some, self.generator)
+            rows.append(models.embed(self.text, words).to(torch.bfloat16))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def condition(self, said: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop 9 % of the captions; the text length is 20..64 mostly and 512 for a fifth."""
+        chance = self.draw(len(said), 3)
+        said = torch.where(chance[:, :1, None] < 0.09, self.empty, said.float())
+        length = torch.where(chance[:, 1] < 0.7, 64.0, 20 + 44 * chance[:, 2])
+        return padded(said, torch.where(chance[:, 1] < 0.2, 512.0, length).round())
 
     def loss(self, step: int) -> tuple[Tensor, int]:
         cache, frames, batch = self.rota[step % len(self.rota)]
         pick = (self.draw(batch) * len(cache.z)).long()
         x = cache.z[pick, :, :frames].float()
-        text, bias = self.condition(cache.ids[pick])
+        text, bias = self.condition(self.said[id(cache)][pick])
         noise = torch.randn(x.shape, generator=self.generator, device=x.device)
         normal = torch.randn(batch, generator=self.generator, device=x.device)
         chance = self.draw(batch, 2)
@@ -201,7 +256,9 @@ class Recipe:
 
 
 def stage_for(run: Run, recipe: Recipe, parent: str | None) -> Stage:
-    """Make the transformer and its optimisers, from the parent stage's average unless this stage has begun."""
+    """Make the transformer and its optimisers, from the parent stage's average unless this stage
+    has begun.
+    """
     torch.manual_seed(2)
     model = models.transformer()
     state = run.load(parent) if parent else None

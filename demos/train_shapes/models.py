@@ -1,4 +1,6 @@
-"""The parts of the pipeline: real diffusers and transformers classes, their sizes, their first weights, the export."""
+"""The parts of the pipeline: real diffusers and transformers classes, their sizes, their first
+weights, the export.
+"""
 
 import json
 import math
@@ -8,11 +10,12 @@ from typing import Any
 import torch
 from captions import END, PAD, SPECIAL, UNKNOWN, WORDS
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from dit_sparse.world import NAMES, VOCABULARY
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from dit_sparse.world import NAMES, VOCABULARY
 
 FPS, TEXT_LENGTH = 8, 64
 SIZES = ((128, 128), (96, 160), (160, 96))  # height, width
@@ -65,13 +68,23 @@ def smoke_sizes() -> None:
 
 
 def text_encoder() -> UMT5EncoderModel:
-    """Make the encoder with the library's own init: T5 attention has no 1/sqrt(d), so the init carries it."""
-    config = UMT5Config(vocab_size=len(WORDS), pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=PAD, **TEXT)
+    """Make the encoder with the library's own init: T5 attention has no 1/sqrt(d), so the init
+    carries it.
+    """
+    config = UMT5Config(
+        vocab_size=len(WORDS),
+        pad_token_id=PAD,
+        eos_token_id=END,
+        decoder_start_token_id=PAD,
+        **TEXT,
+    )
     return UMT5EncoderModel(config)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Make the word tokenizer; every text ends with the end token, so an empty one is not all zeros."""
+    """Make the word tokenizer; every text ends with the end token, so an empty one is not all
+    zeros.
+    """
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token=SPECIAL[UNKNOWN]))
     words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     # drop punctuation, then split at white space
@@ -106,17 +119,28 @@ def transformer() -> WanTransformer3DModel:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    nn.init.xavier_uniform_(model.patch_embedding.weight.view(model.patch_embedding.out_channels, -1))
+    nn.init.xavier_uniform_(
+        model.patch_embedding.weight.view(model.patch_embedding.out_channels, -1)
+    )
     nn.init.zeros_(model.patch_embedding.bias)
     nn.init.zeros_(model.proj_out.weight)
     return model
 
 
 def pipeline(
-    parts: dict[str, dict[str, Tensor]], mean: list[float], std: list[float], device: str | torch.device = "cpu"
+    parts: dict[str, dict[str, Tensor]],
+    mean: list[float],
+    std: list[float],
+    device: str | torch.device = "cpu",
 ) -> WanPipeline:
-    """Put trained weights (keys `text`, `vae`, `transformer`) into a pipeline of stock classes, fp32."""
-    text, coder, model = text_encoder(), AutoencoderKLWan(**VAE, latents_mean=mean, latents_std=std), transformer()
+    """Put trained weights (keys `text`, `vae`, `transformer`) into a pipeline of stock classes,
+    fp32.
+    """
+    text, coder, model = (
+        text_encoder(),
+        AutoencoderKLWan(**VAE, latents_mean=mean, latents_std=std),
+        transformer(),
+    )
     text.load_state_dict(parts["text"])
     coder.load_state_dict(parts["vae"])
     model.load_state_dict(parts["transformer"])
@@ -126,7 +150,10 @@ def pipeline(
         vae=coder.eval().to(device),
         transformer=model.eval().to(device),
         scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=3.0,
+            num_train_timesteps=1000,
         ),
     )
     made.set_progress_bar_config(disable=True)
@@ -134,7 +161,9 @@ def pipeline(
 
 
 def export(made: WanPipeline, folder: Path, *, steps: int, guidance: float) -> None:
-    """Save a pipeline in bf16 safetensors, with what it was trained for in trained.json; changes it to bf16."""
+    """Save a pipeline in bf16 safetensors, with what it was trained for in trained.json; changes
+    it to bf16.
+    """
     for part in (made.text_encoder, made.vae, made.transformer):
         for p in part.parameters():
             p.data = p.data.to(torch.bfloat16)

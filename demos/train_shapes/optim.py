@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 def orthogonalise(update: Tensor) -> Tensor:
-    """Bring the singular values of [N, rows, cols] near 1 by five Newton-Schulz steps (Jordan et al., 2024)."""
+    """Bring the singular values of [N, rows, cols] near 1 by five Newton-Schulz steps (Jordan et
+    al., 2024).
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = update.shape[1] > update.shape[2]
     x = (update.mT if tall else update).to(torch.bfloat16 if update.is_cuda else torch.float32)
@@ -24,7 +26,13 @@ class Muon(torch.optim.Optimizer):
     Same-shape matrices go through one batched product.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float = 1e-3, momentum: float = 0.95, decay: float = 0.01):
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        decay: float = 0.01,
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": decay})
 
     @torch.no_grad()
@@ -44,21 +52,31 @@ class Muon(torch.optim.Optimizer):
                 ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
                 steps = orthogonalise(torch.stack(ahead)).unbind()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, steps, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+                torch._foreach_add_(
+                    parameters, steps, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape))
+                )
 
 
-def optimisers(model: nn.Module, kind: str, lr: float, *, fused: bool) -> list[torch.optim.Optimizer]:
+def optimisers(
+    model: nn.Module, kind: str, lr: float, *, fused: bool
+) -> list[torch.optim.Optimizer]:
     """Give the blocks' matrices to Muon and everything else to AdamW, or everything to AdamW."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if kind == "muon" and name.startswith("blocks.") and p.ndim == 2]
+    hidden = [
+        p for name, p in named if kind == "muon" and name.startswith("blocks.") and p.ndim == 2
+    ]
     chosen = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
     return [adam, Muon(hidden, lr=lr)] if hidden else [adam]
 
 
-def rate(fraction: float, start: float, end: float, *, warm: float = 0.03, flat: float = 0.5) -> float:
-    """Return the learning rate: a short warm-up, a flat part, then a straight line to the end value."""
+def rate(
+    fraction: float, start: float, end: float, *, warm: float = 0.03, flat: float = 0.5
+) -> float:
+    """Return the learning rate: a short warm-up, a flat part, then a straight line to the end
+    value.
+    """
     if fraction < warm:
         return start * max(fraction / warm, 0.02)
     return start + (end - start) * max(0.0, (min(fraction, 1.0) - flat) / (1 - flat))

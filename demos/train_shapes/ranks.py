@@ -1,4 +1,6 @@
-"""One run over any number of processes: devices, the wall clock, agreed decisions, saved state and the record."""
+"""One run over any number of processes: devices, the wall clock, agreed decisions, saved state and
+the record.
+"""
 
 import json
 import os
@@ -15,11 +17,23 @@ import torch.distributed as dist
 class Run:
     """Hold what every stage needs to know about this process and this call."""
 
-    def __init__(self, work: str, minutes: float, device: str, started: float, *, compiled: bool, reserve: float):
+    def __init__(
+        self,
+        work: str,
+        minutes: float,
+        device: str,
+        started: float,
+        *,
+        compiled: bool,
+        reserve: float,
+    ):
         # the machines have no network and no multicast; one host is all we use
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world = (
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+        )
         local = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -33,7 +47,9 @@ class Run:
         self.started, self.deadline = started, started + 60 * minutes - reserve
         self.last_save = time.monotonic()
         path = self.work / "record.json"
-        self.record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"stages": {}, "pieces": []}
+        self.record: dict[str, Any] = (
+            json.loads(path.read_text()) if path.exists() else {"stages": {}, "pieces": []}
+        )
         self.call = len(self.record["pieces"])
 
     @property
@@ -79,11 +95,16 @@ class Run:
         flat = torch.cat([g.reshape(-1) for g in gradients])
         dist.all_reduce(flat)
         flat /= self.world
-        parts = [part.view(g.shape) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+        parts = [
+            part.view(g.shape)
+            for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
+        ]
         torch._foreach_copy_(gradients, parts)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        return (
+            torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        )
 
     def say(self, *words: Any) -> None:
         if self.main:
@@ -99,7 +120,9 @@ class Run:
         return bool(self.record["stages"].get(stage, {}).get("done"))
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
-        """Write a stage's full state, called on every rank; a cut call leaves the previous one whole."""
+        """Write a stage's full state, called on every rank; a cut call leaves the previous one
+        whole.
+        """
         if self.main:
             path = self.work / f"{stage}.pt"
             torch.save(state, path.with_suffix(".part"))
@@ -110,7 +133,9 @@ class Run:
 
     def load(self, stage: str) -> dict[str, Any] | None:
         path = self.work / f"{stage}.pt"
-        return torch.load(path, map_location=self.device, weights_only=True) if path.exists() else None
+        return (
+            torch.load(path, map_location=self.device, weights_only=True) if path.exists() else None
+        )
 
 
 def write(path: Path, text: str) -> None:

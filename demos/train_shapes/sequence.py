@@ -1,4 +1,5 @@
-"""The Wan VAE on a whole clip at once: the same numbers as its chunked path, with gradients, and compilable.
+"""The Wan VAE on a whole clip at once: the same numbers as its chunked path, with gradients, and
+compilable.
 
 The first frame bypasses the temporal convolutions; the rest goes through them together.
 """
@@ -36,7 +37,9 @@ def whole(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay the weights out for the card's convolutions, per weight since the VAE holds 4-D and 5-D ones."""
+    """Lay the weights out for the card's convolutions, per weight since the VAE holds 4-D and 5-D
+    ones.
+    """
     for p in vae.parameters():
         if p.ndim == 5:
             p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
@@ -70,4 +73,6 @@ def loss(vae: AutoencoderKLWan, clip: Tensor, noise: Tensor) -> tuple[Tensor, Te
     spatial = gap.diff(dim=-1).abs().mean() + gap.diff(dim=-2).abs().mean()
     temporal = gap.diff(dim=1).abs().mean() if clip.shape[1] > 1 else 0.0
     kl = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
-    return absolute + 2 * F.mse_loss(out, clip) + 0.5 * spatial + 0.25 * temporal + 1e-4 * kl, absolute.detach()
+    return absolute + 2 * F.mse_loss(
+        out, clip
+    ) + 0.5 * spatial + 0.25 * temporal + 1e-4 * kl, absolute.detach()

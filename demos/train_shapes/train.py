@@ -2,7 +2,8 @@
 
     python demos/train_shapes/train.py --work DIR --stages text --device cpu
     torchrun --standalone --nproc_per_node=gpu demos/train_shapes/train.py --work DIR --minutes 9
-    torchrun --standalone --nproc_per_node=gpu demos/train_shapes/train.py --work DIR --minutes 9 --finish --export OUT
+    torchrun --standalone --nproc_per_node=gpu demos/train_shapes/train.py --work DIR \\
+        --minutes 9 --finish --export OUT
 
 Exit codes: 0 done, or out of time with the state saved; 3 a gate failed.
 """
@@ -29,9 +30,10 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from attention import choose  # noqa: E402
 from diffusers import WanPipeline  # noqa: E402
-from dit_sparse.world import held_out_prompts  # noqa: E402
 from engine import gate  # noqa: E402
 from ranks import GateFailed, OutOfTime, Run, write  # noqa: E402
+
+from dit_sparse.world import held_out_prompts  # noqa: E402
 
 # seconds of training in each stage, compilation and caches not counted
 BUDGET = {"text": 75.0, "vae": 140.0, "image": 210.0, "video": 480.0}
@@ -41,28 +43,57 @@ BATCH = {"text": 128, "vae": 32, "image": 768, "video": 64}
 CACHE = {"image": 400_000, "main": 96_000, "side": 16_000}
 # seconds kept for measuring and writing the model card when the call has to finish the model
 CLOSING = 70.0
-GATES = {"image": {"colour": 75, "background": 75, "shape": 60}, "video": {"colour": 80, "motion": 80, "shape": 60}}
+GATES = {
+    "image": {"colour": 75, "background": 75, "shape": 60},
+    "video": {"colour": 80, "motion": 80, "shape": 60},
+}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, help="folder of the full state, kept between calls")
-    parser.add_argument("--minutes", type=float, default=9.0, help="wall clock of this call, from process start")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", required=True, help="folder of the full state, kept between calls"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="wall clock of this call, from process start"
+    )
     parser.add_argument("--stages", default="text,vae,image,video", help="stages to run, in order")
     parser.add_argument("--budget", action="append", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--batch", action="append", default=[], metavar="STAGE=CLIPS")
     parser.add_argument("--cache", type=float, default=1.0, help="scale of the latent caches")
-    parser.add_argument("--finish", action="store_true", help="shrink the video stage so that this call ends the model")
-    parser.add_argument("--export", type=Path, help="write the pipeline, its adherence and its card here when trained")
-    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the closing measurement")
-    parser.add_argument("--text", type=Path, help="a text_encoder.pt of another machine, in place of the text stage")
-    parser.add_argument("--start", type=Path, help="an exported pipeline whose VAE, text encoder and transformer to go on from")
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="shrink the video stage so that this call ends the model",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        help="write the pipeline, its adherence and its card here when trained",
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=200, help="held-out prompts of the closing measurement"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="a text_encoder.pt of another machine, in place of the text stage"
+    )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="an exported pipeline whose VAE, text encoder and transformer to go on from",
+    )
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak rate of the image stage")
     parser.add_argument("--no-gates", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--smoke", action="store_true", help="tiny networks, clips and budgets: proves that the code works")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="tiny networks, clips and budgets: proves that the code works",
+    )
     return parser.parse_args()
 
 
@@ -112,7 +143,9 @@ def image(run: Run, options: argparse.Namespace) -> None:
     need(run, 8 if options.smoke else 70, "image")
     choose(run, (BATCH["image"], 4, 256, 64))
     size = (models.DEFAULT["height"], models.DEFAULT["width"])
-    recipe = flow.Recipe("image", BUDGET["image"], options.lr, 0.4 * options.lr, 0.5, 0.998, options.optimizer)
+    recipe = flow.Recipe(
+        "image", BUDGET["image"], options.lr, 0.4 * options.lr, 0.5, 0.998, options.optimizer
+    )
     stage = flow.stage_for(run, recipe, None)
     encoder = flow.Encoder(run)
     cache = encoder.fill(CACHE["image"], min(CACHE["image"], 1000), 1, size, 300 + stage.step, 40)
@@ -126,7 +159,9 @@ def video(run: Run, options: argparse.Namespace) -> None:
     tokens = (long - 1) // 4 + 1, (short - 1) // 4 + 1
     square, wide, tall = models.SIZES
     choose(run, (batch, 4, tokens[0] * (square[0] // 8) * (square[1] // 8), 64))
-    recipe = flow.Recipe("video", BUDGET["video"], 0.8 * options.lr, 1e-5, 0.45, 0.998, options.optimizer)
+    recipe = flow.Recipe(
+        "video", BUDGET["video"], 0.8 * options.lr, 1e-5, 0.45, 0.998, options.optimizer
+    )
     stage = flow.stage_for(run, recipe, "image")
     encoder = flow.Encoder(run)
     # the longest first: it is the one most likely to be cut short
@@ -136,10 +171,13 @@ def video(run: Run, options: argparse.Namespace) -> None:
         for i, size in enumerate((wide, tall))
     ]
     del encoder
-    # every kind once at the front, since these calls compile; a short clip is the first latents of a long one
+    # every kind once at the front, since these calls compile; a short clip is the first latents of
+    # a long one
     more = batch * 7 // 4
     kinds = [(c, t, batch if t == tokens[0] else more) for c in (main, *sides) for t in tokens]
-    trainer = flow.Trainer(run, stage, kinds + 8 * [(main, tokens[0], batch)], 3.0, 420 + stage.step)
+    trainer = flow.Trainer(
+        run, stage, kinds + 8 * [(main, tokens[0], batch)], 3.0, 420 + stage.step
+    )
     if options.finish:
         stage.closing = 4.0 if options.smoke else CLOSING
     trainer.fit()
@@ -163,7 +201,9 @@ def close(run: Run, options: argparse.Namespace) -> None:
     pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(run.device)
     pipe.set_progress_bar_config(disable=True)
     words = [a for a in sys.argv[1:] if a != "--smoke"]
-    result = evaluate.evaluate(run, pipe, options.prompts, f"python demos/train_shapes/train.py {' '.join(words)}")
+    result = evaluate.evaluate(
+        run, pipe, options.prompts, f"python demos/train_shapes/train.py {' '.join(words)}"
+    )
     prompts = held_out_prompts(12, seed=9)
     shape = (models.DEFAULT["num_frames"], models.DEFAULT["height"], models.DEFAULT["width"])
     if not run.main:
@@ -188,7 +228,9 @@ def piece(run: Run) -> None:
     device = torch.cuda.get_device_name() if run.device.type == "cuda" else "CPU"
     run.record["pieces"] = [p for p in run.record["pieces"] if p["call"] != run.call]
     seconds = round(time.monotonic() - run.started, 1)
-    run.record["pieces"].append({"call": run.call, "seconds": seconds, "ranks": run.world, "device": device})
+    run.record["pieces"].append(
+        {"call": run.call, "seconds": seconds, "ranks": run.world, "device": device}
+    )
     if run.main:
         write(run.work / "record.json", json.dumps(run.record, indent=1))
 
@@ -242,8 +284,11 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = 64
     reserve = 2.0 if options.smoke else 12.0
     compiled = not options.no_compile and (torch.cuda.is_available() and options.device != "cpu")
-    run = Run(options.work, options.minutes, options.device, STARTED, compiled=compiled, reserve=reserve)
-    run.say(f"{run.world} rank(s) on {run.device.type}, {run.left():.0f} s; done: {[n for n in BUDGET if run.done(n)]}")
+    run = Run(
+        options.work, options.minutes, options.device, STARTED, compiled=compiled, reserve=reserve
+    )
+    finished = [name for name in BUDGET if run.done(name)]
+    run.say(f"{run.world} rank(s) on {run.device.type}, {run.left():.0f} s; done: {finished}")
     code = 0
     try:
         work(run, options)

@@ -45,6 +45,12 @@ def choose(request: Request) -> Choice | None:
     return None
 
 
+def saved(place: Path | str) -> Choice | None:
+    """Return the settings that were saved beside a model, None when there are none."""
+    path = Path(place) / "dit_sparse.toml"
+    return _of_profile(str(path), {}) if path.is_file() else None
+
+
 def default(tokens: int | None) -> Choice:
     """Return the default method: `pisa` from 2,000 tokens (or when unknown), dense below."""
     if tokens is None:
@@ -109,18 +115,28 @@ def _checked(name: str, known: dict[str, Any], params: dict[str, Any]) -> dict[s
                     f"method {name} has no keep; it takes {takes or 'no parameters'}"
                 )
             raise ArgumentError(f"--set {key}: method {name} takes {takes or 'no parameters'}")
-        kind = type(known[key])
-        number = (int, float)
-        if isinstance(known[key], tuple) and isinstance(value, list):
-            value = tuple(value)
-        # a count may be a share and the other way round: the method knows; a switch is no number
-        fits = isinstance(value, number) if kind in number else isinstance(value, kind)
-        if known[key] is not None and (not fits or (kind is not bool and isinstance(value, bool))):
+        value = tuple(value) if isinstance(value, list) else value
+        if not _like(value, known[key]):
             raise ArgumentError(
                 f"--set {key}={_text(value)}: method {name} needs a value like {_text(known[key])}"
             )
         out[key] = value
     return out
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Tell whether a value has the type of a parameter's default."""
+    if default is None:
+        return True
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, tuple):
+        same = isinstance(value, tuple) and len(value) == len(default)
+        return same and all(map(_like, value, default))
+    if isinstance(default, int) and isinstance(value, tuple):
+        return all(isinstance(n, int) for n in value)  # these layers instead of the first n
+    # a count may be a share and the other way round: the method knows
+    return isinstance(value, int | float if isinstance(default, int | float) else type(default))
 
 
 def _text(value: Any) -> str:

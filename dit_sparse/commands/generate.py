@@ -26,7 +26,8 @@ def generate(
         str,
         _option(
             MODEL,
-            "auto (bfloat16 on a GPU, float32 on a CPU and for shapes), float32, bfloat16, float16.",
+            "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU and for "
+            "shapes.",
         ),
     ] = "auto",
     compile: Annotated[

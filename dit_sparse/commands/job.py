@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.commands.attention import Choice, choose, default
+from dit_sparse.commands.attention import Choice, choose, default, saved
 from dit_sparse.commands.model import Geometry, Trained, load, locate
 from dit_sparse.commands.request import Request, beside
 from dit_sparse.commands.screen import Screen, hushed
@@ -61,14 +61,16 @@ class Job:
 def run(request: Request) -> None:
     """Do all that `generate` was asked for."""
     screen = Screen(request.quiet, request.json)
+    choice = choose(request)
     place = locate(request.model)
+    choice = choice or saved(place)
     trained = Trained.read(place)
     asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
     trained.check({**trained.default, **asked})
-    choice = choose(request)
-    for word, nearest in trained.unknown_words(request.prompt).items():
-        hint = f"; nearest it knows: {nearest[0]}" if nearest else ""
-        screen.warn(f"the model has never read the word {word!r}{hint}")
+    unknown = trained.unknown_words(request.prompt)
+    if unknown:
+        words = [f"{word} (nearest: {near})" if near else word for word, near in unknown.items()]
+        screen.warn(f"the model has never read: {', '.join(words)}")
     with hushed(request.debug):
         job = _prepare(request, screen, place, trained, asked, choice)
         from dit_sparse.commands.results import compare, single

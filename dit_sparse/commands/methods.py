@@ -113,16 +113,15 @@ def _table(facts: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 1, 0), header_style="bold")
-    table.add_column("method")
-    for stage in STAGES:
-        table.add_column(stage)
-    table.add_column("parameters", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("method", "stages", "parameters"):
+        table.add_column(title)
     for fact in facts:
         paper = f"\n[dim]{fact['arxiv']}[/dim]" if fact["arxiv"] else ""
-        stages = map(escape, fact["stages"].values())
+        stages = [f"[dim]{k:8}[/dim]{escape(v)}" for k, v in fact["stages"].items()]
         parameters = escape(_signature(fact).replace(", ", "\n") if fact["parameters"] else "-")
-        table.add_row(f"[bold]{fact['name']}[/bold]{paper}", *stages, parameters)
+        table.add_row(f"[bold]{fact['name']}[/bold]{paper}", "\n".join(stages), parameters)
+        table.add_row()
     console = Console(highlight=False)
     console.print(table)
     console.print("dit-sparse methods NAME shows a method's page", style="dim")

@@ -69,11 +69,11 @@ class Trained:
 
     def check(self, asked: dict[str, Any]) -> None:
         """Raise when the height, width or num_frames asked for was not trained."""
-        size, frames = (asked.get("height"), asked.get("width")), asked.get("num_frames")
-        if self.sizes and None not in size and size not in self.sizes:
-            best = min(self.sizes, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
+        height, width, frames = (asked.get(n) for n in ("height", "width", "num_frames"))
+        if self.sizes and height and width and (height, width) not in self.sizes:
+            best = min(self.sizes, key=lambda s: abs(s[0] - height) + abs(s[1] - width))
             raise ArgumentError(
-                f"{size[0]} x {size[1]} (height x width) is not offered by this model; "
+                f"{height} x {width} (height x width) is not offered by this model; "
                 f"nearest: {best[0]} x {best[1]}; "
                 f"all: {', '.join(f'{h} x {w}' for h, w in self.sizes)}"
             )
@@ -84,15 +84,16 @@ class Trained:
                 f"all: {', '.join(map(str, self.frames))}"
             )
 
-    def unknown_words(self, prompt: str) -> dict[str, list[str]]:
-        """Map each word of the prompt that was never trained to the nearest known ones."""
+    def unknown_words(self, prompt: str) -> dict[str, str]:
+        """Map each word of the prompt that was never trained to the nearest known one, or ""."""
         import difflib
 
         if not self.words:
             return {}
-        words = dict.fromkeys(re.findall(r"[^\s.,;:!?\"()]+", prompt.lower()))
+        words = dict.fromkeys(re.findall(r"\w[\w'-]*", prompt.lower()))
+        near = difflib.get_close_matches
         return {
-            word: difflib.get_close_matches(word, self.words, n=1, cutoff=0.6)
+            word: next(iter(near(word, sorted(self.words), n=1, cutoff=0.6)), "")
             for word in words
             if word not in self.words
         }

@@ -58,7 +58,7 @@ class Screen:
 
 
 class Bar:
-    """A progress bar on a terminal, about four plain lines elsewhere."""
+    """A progress bar on a terminal, about five plain lines elsewhere."""
 
     def __init__(self, screen: Screen, label: str) -> None:
         self.screen, self.label = screen, label
@@ -76,7 +76,7 @@ class Bar:
         """Report that `step` of `steps` is done."""
         if self.progress is not None:
             self.progress.update(self.task, completed=step, total=steps, note=_plain(note))
-        elif step and (step == steps or step * 4 // steps > (step - 1) * 4 // steps):
+        elif step == 1 or step * 4 // steps > (step - 1) * 4 // steps:
             self.screen.say(f"{self.label}: step {step}/{steps}  {note}")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the seam must know of a transformer class: which modules attend, and what their tokens mean."""
+"""What the seam must know of a transformer class: what attends, and what its tokens mean."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Adapter:
 
     classes: tuple[str, ...]
     attention: str
-    sizes: Callable[[nn.Module, Mapping[str, Any]], Sizes]
+    sizes: Callable[[Any, Mapping[str, Any]], Sizes]
     exclude: str | None = None
     ids: str | None = None
     text: Literal["none", "prefix", "suffix"] = "none"
     timestep: str = "timestep"
     needs: str = "0.35.0"
 
-    def layers(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
-        """Return the paths and modules of the self-attention layers, in order."""
+    def layers(self, module: nn.Module) -> list[Any]:
+        """Return the self-attention modules, in order."""
         exclude = re.compile(self.exclude or r"(?!)")
         found = []
         for path, child in module.named_modules():
             if re.fullmatch(self.attention, path) and not exclude.fullmatch(path):
-                found.append((path, child))
+                found.append(child)
         return found
 
     def grid(self, frames: int, height: int, width: int, text: int) -> Grid:

@@ -107,8 +107,8 @@ class Session:
         elif step != before[1] and not self.tallies and not self.warned:
             self.warned = True
             warnings.warn(
-                f"dit_sparse: no self-attention call of {self.model} arrived in its first step, so "
-                "nothing is sparse; was set_attention_backend called after enable? Call enable again",
+                f"dit_sparse: no self-attention call of {self.model} arrived in its first step; "
+                "was set_attention_backend called after enable? Call enable again",
                 stacklevel=2,
             )
         frames, height, width, text = sizes
@@ -122,7 +122,14 @@ class Session:
         ctx[2:] = torch.tensor(values)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, ctx: Tensor, scale: float | None, odd: str
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        ctx: Tensor,
+        scale: float | None,
+        odd: str,
     ) -> Tensor | None:
         """Run the method on q, k, v [B, S, H, D]; None when this call must be dense.
 
@@ -184,8 +191,8 @@ class Session:
                 sparse = len(tally.densities)
                 total = float(torch.stack(tally.densities).sum()) if sparse else 0.0
                 density = (total + tally.calls - sparse) / tally.calls
-                name = self.parts[part].name
-                found.append(Cell(name, layer, at, tally.calls, sparse, density, dict(tally.reasons)))
+                name, reasons = self.parts[part].name, dict(tally.reasons)
+                found.append(Cell(name, layer, at, tally.calls, sparse, density, reasons))
         return tuple(found)
 
     def progress(self) -> Progress:

@@ -1,0 +1,176 @@
+"""The second family, the drop-in classes, `load`, and what is refused."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DModel
+
+import dit_sparse
+from dit_sparse.integrations.adapters import box
+from dit_sparse.integrations.diffusers import profile_of
+from dit_sparse.pipelines import SparseWanPipeline, load
+from tests.probe import DRAFT, LOG, probe, quiet, run
+from tests.tiny_wan import save, tiny_wan
+
+
+def flux():
+    torch.manual_seed(0)
+    sizes = {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+    }
+    model = FluxTransformer2DModel(
+        in_channels=4,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+        **sizes,
+    ).eval()
+    vae = diffusers.AutoencoderKL(
+        sample_size=32,
+        block_out_channels=(4,),
+        latent_channels=1,
+        norm_num_groups=1,
+        shift_factor=0.0,
+    )
+    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.FluxPipeline(scheduler, vae, **dict.fromkeys(names), transformer=model)
+    return quiet(pipe)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (14, 26)])
+def test_flux(height, width):
+    pipe = flux()
+    text = {"prompt_embeds": torch.ones(1, 7, 16), "pooled_prompt_embeds": torch.ones(1, 8)}
+    size = {"height": height, "width": width, "num_inference_steps": 3, "output_type": "latent"}
+
+    def draw():
+        return pipe(**text, **size, generator=torch.Generator().manual_seed(0)).images
+
+    base = draw()
+    dit_sparse.enable(pipe, "draft", **{**DRAFT, "keep": 1.0})
+    torch.testing.assert_close(draw(), base, rtol=1e-4, atol=1e-5)
+    dit_sparse.enable(pipe, probe())
+    assert not torch.equal(draw(), base)
+    grid = dit_sparse.Grid(1, height // 2, width // 2, text=7, text_first=True)
+    assert {(e[0], e[1], e[2]) for e in LOG} == {(n, s, 3) for n in range(3) for s in range(3)}
+    assert {entry[5] for entry in LOG} == {grid}
+    assert all(cell.sparse for cell in dit_sparse.report(pipe).cells)
+    dit_sparse.disable(pipe)
+    assert torch.equal(draw(), base)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("model") / "wan")
+
+
+def test_drop_in_round_trip(folder, tmp_path):
+    schedule = dit_sparse.Schedule(dense_layers=(1,))
+    pipe = quiet(SparseWanPipeline.from_pretrained(folder, "draft", schedule=schedule, keep=0.5))
+    assert isinstance(pipe, diffusers.WanPipeline) and profile_of(pipe).params == {"keep": 0.5}
+    sparse = run(pipe)
+    pipe.save_pretrained(tmp_path / "again")
+    again = quiet(load(tmp_path / "again"))
+    assert type(again) is SparseWanPipeline and profile_of(again) == profile_of(pipe)
+    torch.testing.assert_close(run(again), sparse)
+    assert {c.layer for c in dit_sparse.report(again).cells if c.sparse} == {0}
+    other = load(tmp_path / "again", "pisa", tile=[2, 2, 2])
+    assert profile_of(other).method == "pisa"
+    profile = SparseWanPipeline.from_pretrained(
+        folder, profile=str(tmp_path / "again/dit_sparse.toml")
+    )
+    assert profile_of(profile) == profile_of(pipe)
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "again")
+    assert type(plain) is diffusers.WanPipeline
+    dtypes = {
+        p.dtype
+        for name in ("text_encoder", "transformer", "vae")
+        for p in getattr(again, name).parameters()
+    }
+    assert dtypes == {torch.float32}
+
+
+def test_load_refuses(folder, tmp_path, monkeypatch):
+    cases = {
+        "/no/such": "no such folder",
+        "nothing": "no such folder",
+        str(tmp_path): "model_index",
+        "a/b": "a/b",
+    }
+    for path, words in cases.items():
+        with pytest.raises(dit_sparse.DitSparseError, match=words):
+            load(path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioPipeline"}))
+    with pytest.raises(dit_sparse.UnsupportedModelError, match=r"AudioPipeline.*WanPipeline"):
+        load(tmp_path)
+    with pytest.raises(dit_sparse.DitSparseError, match="did you mean 'keep'"):
+        load(folder, "pisa", kep=0.5)
+    with pytest.raises(AttributeError, match="SparseNothing"):
+        dit_sparse.pipelines.SparseNothing  # noqa: B018
+    assert {"load", "SparseFluxPipeline", "SparseWanPipeline"} <= set(dir(dit_sparse.pipelines))
+
+
+REFUSED = [
+    ({"method": "pisaa"}, "nearest: pisa"),
+    ({"method": "pisa", "kepp": 1}, "no parameter 'kepp'"),
+    ({"method": "pisa", "keep": 0.0}, "keep"),
+    ({"method": 3}, "must be a name"),
+    ({"method": "none.toml"}, "is no file"),
+    ({"method": "pisa", "schedule": 3}, "schedule=3"),
+    ({"method": "pisa", "impl": "cuda"}, "impl='cuda'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED)
+def test_refused_arguments_touch_nothing(arguments, words):
+    model = tiny_wan().transformer
+    with pytest.raises(dit_sparse.DitSparseError, match=words):
+        dit_sparse.enable(model, **arguments)
+    assert not hasattr(model, "_diffusers_hook")
+    with pytest.raises(dit_sparse.DitSparseError, match="never enabled"):
+        dit_sparse.report(model)
+
+
+def test_refused_models():
+    unet = UNet2DModel(
+        8, block_out_channels=(32,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"]
+    )
+    pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+    for model, name in ((unet, "UNet2DModel"), (pipe, "DDPMPipeline"), (3, "int")):
+        with pytest.raises(
+            dit_sparse.UnsupportedModelError, match=rf"{name}.*FluxTransformer2DModel, Wan"
+        ):
+            dit_sparse.enable(model, "pisa")
+
+
+def test_transformer_alone():
+    """No pipeline and no cache context: steps by timestep values, also one per token."""
+    model = tiny_wan().transformer
+    dit_sparse.enable(model, probe())
+    latents, text = torch.randn(1, 4, 3, 6, 10), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        for value in (900.0, 900.0, 500.0, 500.0):
+            model(latents, torch.full((1, 180), value), text)
+    assert [entry[:2] for entry in LOG] == [(n, s) for s in (0, 0, 1, 1) for n in (0, 1)]
+    assert len({entry[4] for entry in LOG}) == 4
+    assert dit_sparse.report(model).steps == 0
+
+
+def ids(frames, height, width):
+    return torch.cartesian_prod(*(torch.arange(n) for n in (frames, height, width)))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 5, 3), (2, 4, 1), (3, 1, 300), (1, 300, 3)])
+def test_box_of_token_positions(size):
+    rows = ids(*size)
+    assert box(rows) == box(rows[None]) == box(rows.bfloat16() + 2) == size
+    if len(rows) > 4:
+        assert box(rows[:-1]) != size and box(rows.flip(0)) in (size, None)
+    assert box(torch.cat([ids(1, 4, 4), ids(1, 3, 5) + torch.tensor([1, 0, 0])])) is None
