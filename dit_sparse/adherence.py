@@ -121,7 +121,7 @@ def _object_colour(
     for size in (5, 3, 1):
         kernel = np.ones((size, size), np.uint8)
         inside = [
-            [cv2.erode(np.uint8(frame == i), kernel) for frame in label] for i in range(len(names))
+            [cv2.erode((frame == i).astype(np.uint8), kernel) for frame in label] for i in range(len(names))
         ]
         counts = np.array([np.sum(masks) for masks in inside])
         if counts.max() >= 12:
@@ -273,7 +273,7 @@ def _pattern(pixels: np.ndarray, masks: np.ndarray, background: str) -> str:
         return "striped"
     # a checkered board is one row pattern times one column pattern: fill the hidden part and look
     # at rank one
-    filled = centred
+    filled = product = centred
     for _ in range(4):
         u, s, vt = np.linalg.svd(filled, full_matrices=False)
         product = s[0] * np.outer(u[:, 0], vt[0])

@@ -58,9 +58,7 @@ def plan(
     return value.plan(x, ctx)
 
 
-def enable(
-    model: P, method: Any = "pisa", *, schedule: Schedule | None = None, **params: Any
-) -> P:
+def enable(model: P, method: Any = "pisa", *, schedule: Schedule | None = None, **params: Any) -> P:
     """Make the self-attention of a diffusers pipeline or transformer sparse, in place.
 
     method: a registered name, a `Method` value, a `Profile`, or the path of one. schedule: when
@@ -82,7 +80,7 @@ def disable(model: P) -> P:
 
 
 def report(model: Any) -> Report:
-    """Return where the last generation was sparse, at what density, and what stayed dense and why."""
+    """Return where the last generation was sparse, at what density, and what stayed dense."""
     from dit_sparse.integrations import diffusers
 
     return diffusers.report(model)

@@ -130,12 +130,12 @@ class Method:
         """Arrange, score and select: what `compute` would run for these tensors."""
         layout = self.arrange(x, ctx)
         score = self.score(x, layout, ctx)
-        future, diagonal = _causal_masks(layout, score.device) if ctx.causal else (None, None)
-        if future is not None:
-            score = score.masked_fill(future, float("-inf"))
-        level = self.select(score, layout, ctx)
-        if future is not None:
+        if ctx.causal:
+            future, diagonal = _causal_masks(layout, score.device)
+            level = self.select(score.masked_fill(future, float("-inf")), layout, ctx)
             level = level.masked_fill(future, 0).masked_fill(diagonal, 1)
+        else:
+            level = self.select(score, layout, ctx)
         # text rows and columns are kept exactly, whatever the method: written once, here
         text_q, text_kv = layout.q.text_blocks, layout.kv.text_blocks
         level = torch.nn.functional.pad(level, (0, text_kv, 0, text_q), value=1)
@@ -156,7 +156,7 @@ class Method:
 
 
 def _causal_masks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the block pairs that are wholly in the future and those on the diagonal, [.., M, N]."""
+    """Return which block pairs lie wholly in the future and which on the diagonal, [.., M, N]."""
     shift = layout.kv.length - layout.q.length
     rows, cols = layout.q.bounds(device), layout.kv.bounds(device)
     first, last = rows[..., :-1, None] + shift, rows[..., 1:, None] - 1 + shift

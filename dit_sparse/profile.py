@@ -56,20 +56,26 @@ class Profile:
     def from_toml(cls, text: str, source: str = "profile") -> Profile:
         """Read a profile from TOML text; `source` names it in error messages."""
         if len(text) > LARGEST:
-            raise ArgumentError(f"{source}: {len(text)} characters; a profile has at most {LARGEST}")
+            raise ArgumentError(
+                f"{source}: {len(text)} characters; a profile has at most {LARGEST}"
+            )
         try:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ArgumentError(f"{source}: not TOML: {error}") from None
         unknown = sorted(set(tables) - set(TABLES))
         if unknown:
-            raise ArgumentError(f"{source}: unknown table [{unknown[0]}]; known: {', '.join(TABLES)}")
+            raise ArgumentError(
+                f"{source}: unknown table [{unknown[0]}]; known: {', '.join(TABLES)}"
+            )
         wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
         if wrong:
             raise ArgumentError(f"{source}: {wrong[0]} must be a table")
         head = tables.get("profile", {})
         if set(head) != {"model", "method"} or not all(isinstance(v, str) for v in head.values()):
-            raise ArgumentError(f"{source}: [profile] must hold the strings model and method, no more")
+            raise ArgumentError(
+                f"{source}: [profile] must hold the strings model and method, no more"
+            )
         rest = {name: tables.get(name, {}) for name in ("params", "schedule", "measured")}
         profile = cls(head["model"], head["method"], **rest)
         try:
@@ -83,14 +89,18 @@ class Profile:
         """Read a profile from a file."""
         path = Path(path)
         if not path.is_file():
-            raise ArgumentError(f"profile={str(path)!r} is no file; shipped: {', '.join(shipped())}")
+            raise ArgumentError(
+                f"profile={str(path)!r} is no file; shipped: {', '.join(shipped())}"
+            )
         return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
 
 
 def shipped() -> list[str]:
     """Return the names of the profiles that come with the package, `<model>--<method>`."""
     folder = resources.files("dit_sparse.profiles")
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def find(model: str, method: str) -> Profile | None:

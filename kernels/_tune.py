@@ -24,11 +24,13 @@ class Config:
 
 
 # (padded head dim, 2-byte dtype, shared memory of Hopper class) -> largest tile
-# one H200, Triton 3.6, performance.md: d 128 tile 128x64 502 TFLOP/s at density .1, d 64 tile
-# 64x64 394
+# measured on one H200, Triton 3.6, at the shapes of performance.md, density .1: d 128 (shape A)
+# 128x64 with 2 stages 530 TFLOP/s, with 3 stages 439 (one program per multiprocessor instead of
+# two), 64x64 473-492 (3 stages; column tiles of 32, for 64 more shared memory halves the programs
+# again and spills); d 64 (shape C) blocks of 128 in 128x64 390, in 64x64 380, blocks of 64 404
 _TABLE = {
-    (64, True, True): Config(64, 64, 4, 3),
-    (128, True, True): Config(128, 64, 4, 3, 32),
+    (64, True, True): Config(128, 64, 4, 3),
+    (128, True, True): Config(128, 64, 4, 2, 32),
     (256, True, True): Config(64, 64, 4, 2),
     # not measured yet: smaller devices, float32
     (64, True, False): Config(64, 64, 4, 2),
@@ -49,21 +51,29 @@ def power_of_2(n: int) -> int:
 
 
 def choose(
-    head_dim: int, q_size: int, kv_size: int, itemsize: int, big_smem: bool, tf32: bool = True
+    head_dim: int,
+    q_size: int,
+    kv_size: int,
+    itemsize: int,
+    big_smem: bool,
+    tf32: bool = True,
+    uniform: bool = True,
 ) -> Config:
     """Return the configuration for padded head dim, block sizes, bytes per element and device
     class."""
     row = _TABLE[min(256, max(64, power_of_2(head_dim))), itemsize == 2, big_smem]
-    block_n = row.block_n
-    # a uniform block should be whole tiles, so that its inner loop needs no mask
-    while block_n > 16 and kv_size % block_n and kv_size < 2 * block_n:
+    block_n = min(row.block_n, power_of_2(kv_size))
+    # a uniform block of whole tiles needs no mask in the inner loop, down to tiles of 32
+    if uniform and block_n >= 64 and kv_size % block_n and kv_size % (block_n // 2) == 0:
         block_n //= 2
-    precision = row.precision if tf32 else "ieee"
+    block_m = min(row.block_m, power_of_2(q_size))
+    # a query tile of 64 leaves room for a third stage (d 128: two programs per multiprocessor)
+    third = big_smem and itemsize == 2 and head_dim <= 128 and block_m <= 64
     return Config(
-        min(row.block_m, power_of_2(q_size)),
-        max(16, block_n),
+        block_m,
+        block_n,
         row.num_warps,
-        row.num_stages,
+        3 if third else row.num_stages,
         row.block_c,
-        precision,
+        row.precision if tf32 else "ieee",
     )

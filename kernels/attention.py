@@ -1,6 +1,6 @@
 """Block-sparse attention: the public wrapper, its dispatch, and the one `torch.library` op.
 
-    out_i = ( sum_{j kept} e^{s q_i k_j} v_j  +  sum_c e^{s q_i k_c + bias_c} v_c ) / Z_i  + 
+    out_i = ( sum_{j kept} e^{s q_i k_j} v_j  +  sum_c e^{s q_i k_c + bias_c} v_c ) / Z_i  +
     (mass_i / Z_i) s q_i T
 
 Z_i sums both groups of exponentials, mass_i the columns alone. Every method of the package ends
@@ -14,8 +14,9 @@ import functools
 import importlib
 
 import torch
-from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, check
 from torch import Tensor
+
+from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, check
 
 __all__ = ["Columns", "Cut", "block_sparse_attention", "implementation"]
 
@@ -72,6 +73,7 @@ def block_sparse_attention(
     kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their
         distinct ids, packed left, C <= N; any order is correct, ascending is fastest
     q_blocks, kv_blocks: a block size (the last block may be short) or a Cut with offsets
+    v (and v of columns, hidden ones too) must be finite on every token: weights of 0 are multiplied
     columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) *
         scale * q @ tail
     causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their

@@ -13,8 +13,9 @@ waits for the device: lists are padded to capacity.
 from __future__ import annotations
 
 import torch
-from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
 from torch import Tensor
+
+from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
 
 # gathered keys and values per chunk; on a CPU small enough to stay in the last-level cache
 # Xeon, float32, d 64, 3072 tokens, keep .25: 3 to 16 MB cost the same CPU time within noise, 1 MB
@@ -73,29 +74,33 @@ class _Keys:
         )
 
     def take(
-        self, head: Tensor, ids: Tensor, sizes: Tensor, length: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gather [R, length, D] keys and values and their positions [R, length] for block ids [R,
-        C]."""
-        rows = ids.shape[0]
+        self, head: Tensor, ids: Tensor, sizes: Tensor, length: int, need_position: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gather [R, length, D] keys and values and their positions [R, length] of blocks [R, C].
+
+        Places past a row's own length repeat its first key: what they hold is hidden later.
+        """
+        rows, position = ids.shape[0], None
         if self.uniform:
-            place = ids.clamp(max=self.blocks - 1)
+            ids = ids[:, : -(-length // self.cut.size)]
+            place = ids.where(ids < self.blocks, ids[:, :1]).clamp(max=self.blocks - 1)
             at = self.base[head][:, None] + place
-            inner = torch.arange(self.cut.size, device=ids.device)
-            position = (place[..., None] * self.cut.size + inner).flatten(1)
+            if need_position:
+                inner = torch.arange(self.cut.size, device=ids.device)
+                position = (place[..., None] * self.cut.size + inner).flatten(1)[:, :length]
         else:
             ends = sizes.cumsum(-1)
             step = torch.arange(length, device=ids.device).expand(rows, length).contiguous()
             entry = torch.searchsorted(ends, step, right=True).clamp(max=ids.shape[1] - 1)
             first = self.start.flatten(0, 1)[head[:, None], ids]
             position = (first - ends + sizes).gather(1, entry) + step
-            position = position.clamp(0, self.tokens - 1)
-            at = self.base[head][:, None] + position
+            position = position.where(step < ends[:, -1:], position[:, :1])
+            at = self.base[head][:, None] + position.clamp(0, self.tokens - 1)
         k, v = (
             x.index_select(0, at.flatten()).view(rows, -1, x.shape[1] // self.width)
             for x in (self.k, self.v)
         )
-        return k[:, :length], v[:, :length], position[:, :length]
+        return k[:, :length], v[:, :length], position
 
     @property
     def width(self) -> int:
@@ -113,7 +118,7 @@ def _chunks(lengths: list[int], per_key: int, limit: int) -> list[tuple[int, int
         while equal < stop and lengths[equal] == lengths[at]:
             equal += 1
         if equal - at < min(4, fit):
-            while equal < stop and lengths[equal] >= 0.8 * lengths[at]:
+            while equal < stop and lengths[equal] >= 0.9 * lengths[at]:
                 equal += 1
         chunks.append((at, equal))
         at = equal
@@ -142,7 +147,6 @@ def block_sparse_attention(
     first = (start[..., None] + torch.arange(tiles, device=device) * tile).flatten()
     last = torch.minimum(end[..., None].expand(-1, -1, -1, tiles).flatten(), first + tile)
     head = torch.arange(batch * heads, device=device).repeat_interleave(rows * tiles)
-    row = torch.arange(rows, device=device).repeat_interleave(tiles).repeat(batch * heads)
 
     # lists: [rows, C] ascending ids, N where empty; a short last block thereby comes last
     listed = torch.arange(capacity, device=device) < kv_count[..., None]
@@ -154,87 +158,118 @@ def block_sparse_attention(
     sizes = keys.size.flatten(0, 1)[head[:, None], ids]
     length = sizes.sum(-1)
 
-    extra = 0 if columns is None else columns.k.shape[2]
-    per_key = (dim + dim_v) * q.element_size()
     limit = (scratch_mb or SCRATCH_MB.get(device.type, SCRATCH_MB["default"])) * 2**20
+    per_key = (dim + dim_v) * q.element_size()
+    token = first[:, None] + torch.arange(tile, device=device)
+    inside = token < last[:, None]
+    place = (head * s_q)[:, None] + token
+    # x: [rows, tile, D], queries by row; short rows repeat token 0
+    x = q.reshape(-1, dim).index_select(0, place.where(inside, 0).flatten()).view(-1, tile, dim)
+    order = None
     if device.type == "cpu":
-        length = length.where(last > first, -extra)
-        order = length.argsort(dim=0, descending=True, stable=True)
-        lengths = length[order].tolist()
+        length = length.where(last > first, 0)
+        if causal or int(length.min()) < int(length.max()):
+            order = length.argsort(dim=0, descending=True, stable=True)
+            rowwise = (x, head, ids, sizes, length, token)
+            x_, head_, ids_, sizes_, length_, token_ = (y[order] for y in rowwise)
     else:
-        order = torch.arange(len(length), device=device)
-        lengths = [min(capacity * kv_cut.size, s_kv)] * len(length)
-    chunks = _chunks(
-        [n + extra for n in lengths], per_key if device.type == "cpu" else per_key + 8 * tile, limit
-    )
-
-    bias = mask = None
-    if columns is not None:
-        ck, cv = (per_head(x, batch, heads).flatten(0, 1) for x in (columns.k, columns.v))
-        bias = torch.zeros(1, 1, extra, device=device) if columns.bias is None else columns.bias
-        bias = per_head(bias, batch, heads).flatten(0, 1)
-        mask = (
-            None
-            if columns.mask is None
-            else per_head(columns.mask != 0, batch, heads).flatten(0, 2)
-        )
-    flat_q = q.reshape(batch * heads * s_q, dim)
-    dump = batch * heads * s_q
-    outs, lses, places = [], [], []
-    for lo, hi in chunks:
-        r = order[lo:hi]
+        per_key += 8 * tile
+    if order is None:
+        x_, head_, ids_, sizes_, length_, token_ = x, head, ids, sizes, length, token
+    static = min(capacity * kv_cut.size, s_kv)
+    lengths = length_.tolist() if device.type == "cpu" else [static] * len(length)
+    outs, lses, done = [], [], 0
+    for lo, hi in _chunks(lengths, per_key, limit):
         wide = lengths[lo]
-        token = first[r][:, None] + torch.arange(tile, device=device)
-        inside = token < last[r][:, None]
-        place = (head[r] * s_q)[:, None] + token
-        x = flat_q.index_select(0, place.where(inside, 0).flatten()).view(hi - lo, tile, dim)
-        kk, vv, position = keys.take(head[r], ids[r], sizes[r], wide)
+        kk, vv, position = keys.take(head_[lo:hi], ids_[lo:hi], sizes_[lo:hi], wide, causal)
         hidden = None
-        if device.type != "cpu" or causal or lengths[hi - 1] != wide:
-            empty = torch.arange(wide, device=device) >= length[r][:, None]
-            # 0 * nan must not leak from padding
-            kk, vv = (y.masked_fill(empty[..., None], 0) for y in (kk, vv))
-            hidden = empty[:, None]
-            if causal:
-                hidden = hidden | (position[:, None] > (token + (s_kv - s_q))[..., None])
-        add = None
-        if hidden is not None or extra:
-            kind = torch.promote_types(q.dtype, torch.float32)
-            hidden = (
-                torch.zeros(1, 1, wide, dtype=torch.bool, device=device)
-                if hidden is None
-                else hidden
-            )
-            add = torch.zeros(hidden.shape, dtype=kind, device=device).masked_fill(
-                hidden, float("-inf")
-            )
-        if extra:
-            b = bias[head[r]][:, None].to(add.dtype)
-            xk, xv = ck[head[r]], cv[head[r]]
-            if mask is not None:
-                shown = mask[head[r] * rows + row[r]]
-                b = b.masked_fill(~shown[:, None], float("-inf"))
-                xk, xv = (y.masked_fill(~shown[..., None], 0) for y in (xk, xv))
-            add = torch.cat((add.expand(hi - lo, -1, -1), b.expand(-1, add.shape[1], -1)), -1)
-            kk, vv = torch.cat((kk, xk), 1), torch.cat((vv, xv), 1)
-        out, lse = _attend(x, kk, vv, add, scale)
-        if add is not None:
-            none = (add.detach() == float("-inf")).all(-1).expand(-1, tile)
+        if device.type != "cpu" or lengths[hi - 1] != wide:
+            hidden = (torch.arange(wide, device=device) >= length_[lo:hi, None])[:, None]
+            # a row without keys has no key of its own to repeat, and 0 * nan would leak
+            none = (length_[lo:hi] == 0)[:, None, None]
+            if device.type != "cpu":
+                kk, vv = kk.masked_fill(none, 0), vv.masked_fill(none, 0)
+        if causal:
+            late = position[:, None] > (token_[lo:hi] + (s_kv - s_q))[..., None]
+            hidden = late if hidden is None else hidden | late
+        out, lse = _attend(x_[lo:hi], kk, vv, _bias(hidden, q.dtype), scale)
+        if hidden is not None:
+            none = hidden.all(-1).expand(-1, tile)
             lse, out = lse.masked_fill(none, float("-inf")), out.masked_fill(none[..., None], 0)
-        if tail is not None:
-            s = torch.bmm(x.to(b.dtype), xk.to(b.dtype).transpose(1, 2)) * scale + b
-            mass = (s - lse.masked_fill(lse.isinf(), 0)[..., None]).exp().sum(-1, keepdim=True)
-            matrix = per_head(tail, batch, heads).flatten(0, 1)[head[r]].to(b.dtype)
-            out = out + (mass * scale * torch.bmm(x.to(b.dtype), matrix)).to(out.dtype)
-        outs.append(out.flatten(0, 1))
-        lses.append(lse.flatten().float() if q.dtype != torch.float64 else lse.flatten())
-        places.append(place.where(inside, dump).flatten())
-    out = q.new_zeros(dump + 1, dim_v)
-    lse = torch.full((dump + 1,), float("-inf"), dtype=torch.float32, device=device)
-    if outs:
-        at = torch.cat(places)
-        out, lse = (
-            out.index_copy(0, at, torch.cat(outs)),
-            lse.index_copy(0, at, torch.cat(lses).float()),
-        )
-    return out[:-1].view(batch, heads, s_q, dim_v), lse[:-1].view(batch, heads, s_q)
+        outs.append(out)
+        lses.append(lse)
+        done = hi
+    kind = lses[0].dtype if lses else torch.promote_types(q.dtype, torch.float32)
+    outs.append(q.new_zeros(len(length) - done, tile, dim_v))
+    lses.append(torch.full((len(length) - done, tile), float("-inf"), dtype=kind, device=device))
+    out, lse = torch.cat(outs), torch.cat(lses)
+    if order is not None:
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+        out, lse = out[back], lse[back]
+    if columns is not None and columns.k.shape[2]:
+        shown = None
+        if columns.mask is not None:
+            shown = per_head(columns.mask != 0, batch, heads).flatten(0, 2)
+            shown = shown if tiles == 1 else shown.repeat_interleave(tiles, 0)
+        out, lse = _add_columns(x, out, lse, columns, shown, tail, batch, heads, scale, limit)
+    # rows to tokens; everything outside lands in one spare row
+    at = place.where(inside, batch * heads * s_q).flatten()
+    full = q.new_zeros(batch * heads * s_q + 1, dim_v).index_copy(0, at, out.flatten(0, 1))
+    low = torch.full((batch * heads * s_q + 1,), float("-inf"), device=device)
+    low = low.index_copy(0, at, lse.flatten().float())
+    return full[:-1].view(batch, heads, s_q, dim_v), low[:-1].view(batch, heads, s_q)
+
+
+def _bias(hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return the additive form of a mask: -inf where hidden."""
+    if hidden is None:
+        return None
+    zero = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+    return zero.expand(hidden.shape).masked_fill(hidden, float("-inf"))
+
+
+def _add_columns(
+    x: Tensor, out: Tensor, lse: Tensor, columns: Columns, shown: Tensor | None, tail: Tensor |
+    None, batch: int, heads: int, scale: float, limit: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Merge the columns (attended once per head, no gathering) into (out, lse) of rows x [R, T, D].
+
+    shown: [R, C2] bool or None. The share of the columns in the merge is the tail's weight.
+    """
+    ck, cv = (per_head(y, batch, heads).flatten(0, 1) for y in (columns.k, columns.v))
+    rows, tile, dim = x.shape[0] // (batch * heads), *x.shape[1:]
+    n, wide = ck.shape[1], lse.dtype
+    bias = None
+    if columns.bias is not None:
+        bias = per_head(columns.bias.to(wide), batch, heads).flatten(0, 1)
+    step = max(1, min(rows, limit // (tile * n * 8)))
+    outs, lses = [], []
+    for head in range(batch * heads):
+        matrix = None if tail is None else per_head(tail, batch, heads)[head // heads, head % heads]
+        for lo in range(head * rows, (head + 1) * rows, step):
+            at = slice(lo, min(lo + step, (head + 1) * rows))
+            add = None if bias is None else bias[head].expand(at.stop - lo, n)
+            if shown is not None:
+                add = (x.new_zeros((), dtype=wide) if add is None else add).expand(at.stop - lo, n)
+                add = add.masked_fill(~shown[at], float("-inf"))
+            # keys that no query of the slice sees may hold anything
+            gone = None if add is None else (add.detach() == float("-inf")).all(0)[:, None]
+            k, v = (y[head] if gone is None else y[head].masked_fill(gone, 0) for y in (ck, cv))
+            rep = None if add is None else add.repeat_interleave(tile, 0)[None]
+            o, z = _attend(x[at].reshape(1, -1, dim), k[None], v[None], rep, scale)
+            o, z = o.view(-1, tile, v.shape[-1]).to(wide), z.view(-1, tile)
+            if add is not None:
+                blind = (add.detach() == float("-inf")).all(-1)[:, None]
+                z = z.masked_fill(blind, float("-inf"))
+                o = o.masked_fill(blind[..., None], 0)
+            if matrix is not None:
+                o = o + scale * (x[at].to(wide) @ matrix.to(wide))
+            peak = torch.maximum(lse[at], z).detach()
+            peak = peak.masked_fill(peak.isinf(), 0)
+            a, b = (lse[at] - peak).exp()[..., None], (z - peak).exp()[..., None]
+            total = a + b
+            some = total > 0
+            total = total.where(some, 1)
+            outs.append(((a * out[at] + b * o) / total).to(out.dtype))
+            lses.append((peak + total[..., 0].log()).masked_fill(~some[..., 0], float("-inf")))
+    return torch.cat(outs), torch.cat(lses)

@@ -8,9 +8,10 @@ gives its mean for free: pass `blocks` to get both in one pass over the data.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from dit_sparse.kernels.contract import Cut, as_cut
 from dit_sparse.kernels.pool import pick, pool_blocks
-from torch import Tensor
 
 
 def permute_tokens(

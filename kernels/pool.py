@@ -11,9 +11,10 @@ Accumulation in float32.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
-from torch import Tensor
 
 
 def pick(x: Tensor, impl: str) -> str:

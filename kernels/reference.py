@@ -8,8 +8,9 @@ reading.
 from __future__ import annotations
 
 import torch
-from dit_sparse.kernels.contract import Columns, Cut, as_cut, per_head
 from torch import Tensor
+
+from dit_sparse.kernels.contract import Columns, Cut, as_cut, per_head
 
 
 def _math(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -49,7 +50,6 @@ def block_sparse_attention(
     dtype."""
     batch, heads, s_q, dim = q.shape
     s_kv, dtype = k.shape[2], _math(q, math_dtype)
-    q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
     scale = dim**-0.5 if scale is None else scale
     x, keys, values = (
         q.to(dtype),
@@ -58,7 +58,7 @@ def block_sparse_attention(
     )
     row = token_blocks(q_blocks, s_q, batch, heads, q.device)
     col = token_blocks(kv_blocks, s_kv, batch, heads, q.device)
-    chosen = dense_mask(kv_count, kv_index, kv_blocks.count(s_kv))
+    chosen = dense_mask(kv_count, kv_index, as_cut(kv_blocks).count(s_kv))
     # one more row and column, all false, for tokens that are in no block
     chosen = torch.nn.functional.pad(chosen, (0, 1, 0, 1))
     b = torch.arange(batch, device=q.device)[:, None, None, None]

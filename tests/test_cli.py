@@ -113,7 +113,7 @@ BEFORE_LOADING = [
 
 # rows that are known only once diffusers, or the model, is there
 LOADING = [
-    (["--model", "{broken}"], ["broken", "model_index.json"]),
+    (["--model", "{broken}"], ["broken", "model"]),
     (["--model", "{other}"], ["StableDiffusionPipeline", "WanPipeline"]),
     (["--model", "nobody/nothing-of-this-name"], ["nobody/nothing-of-this-name"]),
     (["--model", "{free}", "--frames", "7"], ["--frames 7", "4 * k + 1", "nearest:"]),
@@ -138,7 +138,7 @@ def test_empty_prompt(prompt):
 
 def test_no_gpu(places, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dit_sparse.commands.job.load", None)
     result = run(*GENERATE, "--model", places["model"], "--device", "cuda")
     check(result, 2, ["--device cuda", "no GPU"])
 

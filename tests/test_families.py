@@ -1,6 +1,7 @@
 """The second family, the drop-in classes, `load`, and what is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import pytest
@@ -8,7 +9,6 @@ import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DModel
 
 import dit_sparse
-from dit_sparse.integrations.adapters import box
 from dit_sparse.integrations.diffusers import profile_of
 from dit_sparse.pipelines import SparseWanPipeline, load
 from tests.probe import DRAFT, LOG, probe, quiet, run
@@ -150,27 +150,14 @@ def test_refused_models():
             dit_sparse.enable(model, "pisa")
 
 
-def test_transformer_alone():
-    """No pipeline and no cache context: steps by timestep values, also one per token."""
-    model = tiny_wan().transformer
-    dit_sparse.enable(model, probe())
-    latents, text = torch.randn(1, 4, 3, 6, 10), torch.randn(1, 5, 16)
-    with torch.no_grad():
-        for value in (900.0, 900.0, 500.0, 500.0):
-            model(latents, torch.full((1, 180), value), text)
-    assert [entry[:2] for entry in LOG] == [(n, s) for s in (0, 0, 1, 1) for n in (0, 1)]
-    assert len({entry[4] for entry in LOG}) == 4
-    assert dit_sparse.report(model).steps == 0
-
-
-def ids(frames, height, width):
-    return torch.cartesian_prod(*(torch.arange(n) for n in (frames, height, width)))
-
-
-@pytest.mark.parametrize("size", [(1, 1, 1), (1, 5, 3), (2, 4, 1), (3, 1, 300), (1, 300, 3)])
-def test_box_of_token_positions(size):
-    rows = ids(*size)
-    assert box(rows) == box(rows[None]) == box(rows.bfloat16() + 2) == size
-    if len(rows) > 4:
-        assert box(rows[:-1]) != size and box(rows.flip(0)) in (size, None)
-    assert box(torch.cat([ids(1, 4, 4), ids(1, 3, 5) + torch.tensor([1, 0, 0])])) is None
+def test_two_threads():
+    """Two enabled models in two threads do not see each other's layers."""
+    models = [quiet(tiny_wan()), flux()]
+    for model in models:
+        dit_sparse.enable(model, "draft", **DRAFT)
+    with ThreadPoolExecutor(2) as pool:
+        wan = pool.submit(run, models[0])
+        text = {"prompt_embeds": torch.ones(1, 7, 16), "pooled_prompt_embeds": torch.ones(1, 8)}
+        other = pool.submit(models[1], **text, height=16, width=24, output_type="latent")
+        assert wan.result().isfinite().all() and other.result().images.isfinite().all()
+    assert all(dit_sparse.report(model).reasons == {} for model in models)

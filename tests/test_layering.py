@@ -82,17 +82,26 @@ def test_imports_and_size(path):
     folder = path.relative_to(ROOT).parts
     if folder[:2] == ("dit_sparse", "methods") and path.stem != "__init__":
         assert not any(m.startswith("methods.") for m in ours), "a method imports another"
-    if folder[0] == "dit_sparse" and len(folder) == 3 and folder[1] in ("arrange", "score", "select"):
+    if (
+        folder[0] == "dit_sparse"
+        and len(folder) == 3
+        and folder[1] in ("arrange", "score", "select")
+    ):
         assert not {m for m in ours if m.split(".")[0] in STAGES}, "a stage imports a stage"
     if "triton" in {m.split(".")[0] for m in imports(path, True)}:
         assert "kernels.reference" not in ours, "a Triton file never imports the reference"
     if folder[0] == "dit_sparse":
-        heavy = {m.split(".")[0] for m in imports(path, True)} & {"diffusers", "transformers", "triton"}
+        heavy = {m.split(".")[0] for m in imports(path, True)} & {
+            "diffusers",
+            "transformers",
+            "triton",
+        }
         assert not heavy, f"imports {heavy} at import time"
     lines = path.read_text().count("\n")
     assert lines <= (rule(path, LIMITS) or LIMIT), f"{lines} lines"
     assert path.stem not in {"utils", "common", "helpers", "misc"}
-    assert "import kernels" not in path.read_text().replace("dit_sparse.kernels", "")
+    roots = {m.split(".")[0] for m in imports(path)}
+    assert not roots & {"kernels", "pipelines", "profiles"}, "modules would load twice"
 
 
 @pytest.mark.parametrize("folder", ["kernels", "pipelines", "profiles"])

@@ -1,5 +1,6 @@
 """DraftAttention (2505.14708): the properties of its map, its selection and its reordering."""
 
+from itertools import pairwise
 from math import floor
 
 import pytest
@@ -74,7 +75,7 @@ def test_kept_count_per_head(keep):
 def test_larger_budgets_contain_smaller_ones():
     q, k, v = draw()
     levels = [dit_sparse.plan(q, k, v, "draft", grid=GRID, keep=k_).level for k_ in (0.1, 0.2, 0.5)]
-    assert all((a <= b).all() for a, b in zip(levels, levels[1:], strict=False))
+    assert all((a <= b).all() for a, b in pairwise(levels))
 
 
 def test_text_queries_are_dense_and_text_is_always_seen():

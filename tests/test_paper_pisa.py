@@ -33,7 +33,9 @@ def oracle(q, k, v, keep, order=1, per_block=False, error_bias=True):
     qs, ks, vs = (t.split(BLOCK, dim=2) for t in (q, k, v))
     kbar = torch.stack([b.mean(2) for b in ks], 2)
     vbar = torch.stack([b.mean(2) for b in vs], 2)
-    h = torch.stack([(kb - kb.mean(2, keepdim=True)).mT @ vb for kb, vb in zip(ks, vs, strict=True)], 2)
+    h = torch.stack(
+        [(kb - kb.mean(2, keepdim=True)).mT @ vb for kb, vb in zip(ks, vs, strict=True)], 2
+    )
     n = torch.tensor([b.shape[2] for b in ks], dtype=torch.float64)
     out = []
     for rows in qs:

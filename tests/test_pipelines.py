@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, WanPipeline
+from diffusers import FirstBlockCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
 
 import dit_sparse
@@ -114,26 +114,6 @@ def test_schedule_and_report(pipe, steps, layers, first, dense):
     assert "torch" in found.implementations
 
 
-def test_two_experts_share_the_steps():
-    pipe, other = tiny_wan(), tiny_wan()
-    pipe = WanPipeline(
-        **{**pipe.components, "transformer_2": other.transformer}, boundary_ratio=0.5
-    )
-    quiet(pipe)
-    dit_sparse.enable(pipe, "draft", **{**DRAFT, "dense_steps": 0.25})
-    run(pipe)
-    cells = dit_sparse.report(pipe).cells
-    parts = {
-        name: {c.step for c in cells if c.transformer == name}
-        for name in ("transformer", "transformer_2")
-    }
-    assert set.union(*parts.values()) == set(range(STEPS)) and all(parts.values())
-    assert not set.intersection(*parts.values())
-    assert {c.step for c in cells if not c.sparse} == {0}
-    pipe.transformer = None
-    dit_sparse.disable(pipe)
-
-
 def test_lora_cache_callback_and_abort():
     pipe = quiet(tiny_wan())
     dit_sparse.enable(pipe, probe())
@@ -176,24 +156,6 @@ def test_lora_cache_callback_and_abort():
         c.sparse for c in cells
     )
     assert {c.step for c in cells if c.layer == 1} == {0}
-
-
-@pytest.mark.parametrize("regional", [False, True])
-def test_compiles_to_one_graph(regional):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    pipe = quiet(tiny_wan())
-    dit_sparse.enable(pipe, probe())
-    eager, log = run(pipe), [entry[:4] for entry in LOG]
-    LOG.clear()
-    part = pipe.transformer
-    (part.compile_repeated_blocks if regional else part.compile)(backend=backend, fullgraph=True)
-    torch.testing.assert_close(run(pipe), eager)
-    assert len(graphs) == 1 and [entry[:4] for entry in LOG] == log
 
 
 def test_host_backend_changes_are_noticed(pipe, base):

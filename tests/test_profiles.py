@@ -6,7 +6,9 @@ from dit_sparse import Profile, Schedule
 from dit_sparse.errors import ArgumentError
 from dit_sparse.profile import shipped
 
-GOOD = '[profile]\nmodel = "m"\nmethod = "pisa"\n[params]\nkeep = 0.2\n[schedule]\ndense_steps = 2\n'
+GOOD = (
+    '[profile]\nmodel = "m"\nmethod = "pisa"\n[params]\nkeep = 0.2\n[schedule]\ndense_steps = 2\n'
+)
 
 
 def test_round_trip(tmp_path):
@@ -36,7 +38,7 @@ def test_round_trip(tmp_path):
 def test_bad_profiles(tmp_path, text, word):
     path = tmp_path / "p.toml"
     path.write_text(text)
-    with pytest.raises(ArgumentError, match="p.toml") as caught:
+    with pytest.raises(ArgumentError, match=r"p\.toml") as caught:
         Profile.load(path)
     assert word in str(caught.value) and "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
 """The nouns and the stages by themselves."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,17 +22,27 @@ def layout_of(arrange, grid):
     return arrange(Problem.make(grid, batch=1, heads=1, dim=8).x, Context(grid=grid))
 
 
-@pytest.mark.parametrize("grid", [Grid(4, 8, 8), Grid(5, 9, 13), Grid(2, 3, 4, 7), Grid(3, 6, 6, 5, True)])
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 8, 8), Grid(5, 9, 13), Grid(2, 3, 4, 7), Grid(3, 6, 6, 5, True)]
+)
 def test_tiles_hold_boxes(grid):
     blocks = layout_of(Tiles((2, 4, 4)), grid).kv
     order = blocks.order[0, 0, : grid.video] - (grid.text if grid.text_first else 0)
     t, rest = order // (grid.height * grid.width), order % (grid.height * grid.width)
     place = torch.stack([t, rest // grid.width, rest % grid.width], -1)
     bounds = blocks.bounds()[0, 0]
-    for a, b in zip(bounds[: blocks.video], bounds[1:], strict=False):
+    for a, b in pairwise(bounds[: blocks.video + 1]):
         low, high = place[a:b].amin(0), place[a:b].amax(0)
         assert (high - low < torch.tensor([2, 4, 4])).all()
         assert (high - low + 1).prod() == b - a, "a block is no full box"
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 8, 8), Grid(5, 9, 13), Grid(2, 3, 4, 7), Grid(1, 1, 5)])
+def test_uniform_tiles_keep_the_order_in_equal_blocks(grid):
+    boxes, equal = (layout_of(Tiles((2, 4, 4), uniform=u), grid).kv for u in (False, True))
+    assert torch.equal(boxes.order, equal.order)
+    sizes = equal.sizes()[0, 0, : equal.video]
+    assert (sizes[:-1] == 32).all() and sizes.sum() == grid.video
 
 
 def test_text_stands_behind_the_video():
@@ -79,14 +90,14 @@ def test_causal_sees_no_future(name, params):
 def test_topk_counts():
     score = torch.randn(2, 3, 7, 100)
     for keep, count in ((0.29, 29), (0.001, 1), (1.0, 100)):
-        assert (TopK(keep)(score, None, None).sum(-1) == count).all()
+        assert (TopK(keep)(score, None, Context()).sum(-1) == count).all()
 
 
 def test_head_topk_is_nested_and_leaves_no_row_empty():
     score = torch.randn(2, 3, 20, 20).softmax(-1)
     score[:, :, 4] = 1 / 20  # a flat row loses every block to the threshold
     masks = [HeadTopK(keep)(score, None, None) for keep in (0.05, 0.2, 0.5, 1.0)]
-    assert all((a <= b).all() for a, b in zip(masks, masks[1:], strict=False))
+    assert all((a <= b).all() for a, b in pairwise(masks))
     assert all(m.any(-1).all() for m in masks) and masks[-1].all()
 
 

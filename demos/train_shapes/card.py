@@ -3,6 +3,7 @@ nothing else.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,9 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "# `shapes`: a small text-to-video model for testing attention",
             "",
             f"A `WanPipeline` of stock diffusers classes ({size:.1f} MB of bf16 safetensors),",
-            "trained from scratch on rendered",
-            "clips of one moving shape. It exists so that sparse attention can be judged on a",
-            "real, trained video transformer",
-            "without a download and without a GPU. Licence: Apache-2.0, weights and training",
-            "data (the renderer) alike.",
+            "trained from scratch on rendered clips of one moving shape. It exists so that sparse",
+            "attention can be judged on a real, trained video transformer without a download and",
+            "without a GPU. Licence: Apache-2.0, weights and training data (the renderer) alike.",
             "",
             "![contact sheet](contact_sheet.webp)",
             "",
@@ -146,9 +145,10 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "## Use",
             "",
             "```python",
+            "import torch",
             "from diffusers import WanPipeline",
             "",
-            'pipe = WanPipeline.from_pretrained("dit_sparse/models/shapes", torch_dtype="float32")',
+            'pipe = WanPipeline.from_pretrained("dit_sparse/models/shapes", dtype=torch.float32)',
             "video = pipe(",
             f'    "{trained["prompt"]}",',
             *(f"    {key}={value}," for key, value in default.items()),
@@ -168,23 +168,25 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "## Limits",
             "",
             "- Not a general video model: it knows the words above, one object, and a still",
-            "camera. Other words count as unknown.",
+            "  camera. Other words count as unknown.",
             "- Other sizes and lengths were never trained and degrade.",
             "- The two colours must differ; a spinning circle or ring was never shown.",
             "- Text lengths of 20 to 64 and 512 tokens were trained; the default is",
-            f"{default['max_sequence_length']}.",
+            f"  {default['max_sequence_length']}.",
             f"- Its weakest attribute is the {weak}; see the tables.",
             "",
             "## Adherence",
             "",
-            f"{result['prompts']} held-out prompts (combinations of attributes never trained),",
-            "per cent that the detector in",
-            "`dit_sparse/adherence.py` reads back as asked, 95 % Wilson intervals in brackets.",
-            "Made by",
+            f"{result['prompts']} held-out prompts (combinations of attributes never trained), per",
+            "cent that the detector in `dit_sparse/adherence.py` reads back as asked, 95 % Wilson",
+            "intervals in brackets. Made at the end of training by",
             "",
             "```",
             result["command"],
             "```",
+            "",
+            "and measured again, dense or with any method, by",
+            "`python demos/train_shapes/adherence.py --prompts 200`.",
             "",
             *_adherence([("detector on ground-truth renders", result["ground_truth"]), *settings]),
             "",
@@ -198,6 +200,7 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             f"`demos/train_shapes/train.py`, {minutes:.1f} minutes of wall clock in",
             f"{len(record['pieces'])} calls on {', '.join(machines)}.",
             "The text encoder is trained on captions alone and then frozen.",
+            *record.get("notes", []),
             "",
             *_training(record),
             "",
@@ -205,3 +208,12 @@ def card(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+if __name__ == "__main__":
+    # python demos/train_shapes/card.py DIR: write the card of an exported pipeline again
+    place = Path(sys.argv[1])
+    recorded, measured = (
+        json.loads((place / f"{name}.json").read_text()) for name in ("record", "adherence")
+    )
+    (place / "README.md").write_text(card(place, recorded, measured))

@@ -32,6 +32,8 @@ class Stage:
     elapsed: float = 0.0
     samples: int = 0
     curve: list[list[float]] = field(default_factory=list)
+    # steps without a finite gradient; stays on the device until it is printed
+    skipped: Tensor | int = 0
     # seconds this call must keep after the stage, when it has to end in this call
     closing: float | None = None
 
@@ -69,10 +71,18 @@ class Stage:
         self.run.save(self.name, state)
 
     def apply(self, lr: float) -> None:
-        """Average the gradients, clip, step, and move the average."""
+        """Average the gradients, clip, step, and move the average.
+
+        A gradient that is not finite counts as zero, the same on every rank, and is counted: one
+        bad batch must not end a run.
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.run.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        sound = norm.isfinite()
+        for p in parameters:
+            p.grad = torch.where(sound, p.grad, 0)
+        self.skipped = self.skipped + (~sound).int()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr
@@ -91,7 +101,12 @@ class Stage:
         for i in range(warm):
             if run.agree(run.left() < 15)[0]:
                 raise OutOfTime(self.name)
-            loss(i)[0].backward()
+            value = loss(i)[0]
+            value.backward()
+            norm = torch.nn.utils.get_total_norm(
+                [p.grad for p in self.model.parameters() if p.grad is not None]
+            )
+            run.say(f"{self.name}: shape {i} loss {value.item():.4f} gradient {norm.item():.3f}")
             self.model.zero_grad(set_to_none=True)
         run.sync()
         if warm:
@@ -124,9 +139,13 @@ class Stage:
                 met = now
                 finished = fraction >= 1
                 if recent:
-                    value = torch.stack(recent).mean().item()
-                    if not finite(value):
-                        raise GateFailed(f"{self.name}: the loss is {value} at step {self.step}")
+                    value = torch.stack(recent).nanmean().item()
+                    skipped = int(self.skipped)
+                    if not finite(value) or skipped > 20 + 0.05 * self.step:
+                        raise GateFailed(
+                            f"{self.name}: the loss is {value} at step {self.step}, "
+                            f"{skipped} steps skipped"
+                        )
                     self.curve.append([round(self.elapsed, 1), self.step, round(value, 5)])
                     recent = []
                 if finished or out or now - said > SAY_EVERY:
@@ -136,6 +155,7 @@ class Stage:
                     run.say(
                         f"{self.name} {100 * fraction:5.1f} % step {self.step} loss {value:.4f} "
                         f"lr {self.rate(fraction):.2e} {speed:.0f} samples/s {ms:.1f} ms/step"
+                        + (f", {int(self.skipped)} steps skipped" if int(self.skipped) else "")
                     )
                     said, said_step, said_samples = now, self.step, self.samples
                 if finished or out or save:

@@ -144,7 +144,9 @@ class Encoder:
         batch.
         """
         run, generator = self.run, self.run.generator(salt)
-        compute = self.fast if frames > 1 else sequence.moments
+        # compiled, other sizes than squares gave clips that are not finite and then an illegal
+        # memory access (torch 2.11, H200); the few of them are encoded eagerly
+        compute = self.fast if frames > 1 and size[0] == size[1] else sequence.moments
         z, all_ids, begun = [], [], time.monotonic()
         start = begun
         for i in range(max(1, n // batch)):
@@ -167,8 +169,12 @@ class Encoder:
                 run.sync()
                 if time.monotonic() - start > limit or run.left() < 30:
                     break
+        # checked in pieces: a copy of the whole cache in float32 would not fit beside it
+        sound = torch.cat([part.flatten(1).isfinite().all(1) for part in z])
         made = Cache(torch.cat(z), torch.cat(all_ids))
-        run.sync()
+        if not sound.all():
+            run.say(f"cache: {int((~sound).sum())} clips are not finite and left out")
+            made = Cache(made.z[sound], made.ids[sound])
         took = time.monotonic() - start
         run.say(
             f"cache {frames}x{size[0]}x{size[1]}: {len(made.z)} clips per rank, "

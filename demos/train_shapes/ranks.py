@@ -27,7 +27,7 @@ class Run:
         compiled: bool,
         reserve: float,
     ):
-        # the machines have no network and no multicast; one host is all we use
+        # one host is all this needs: no outer network, no multicast
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
         self.rank, self.world = (

@@ -14,6 +14,7 @@ STARTED = time.monotonic()
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
@@ -141,7 +142,7 @@ def need(run: Run, seconds: float, name: str) -> None:
 
 def image(run: Run, options: argparse.Namespace) -> None:
     need(run, 8 if options.smoke else 70, "image")
-    choose(run, (BATCH["image"], 4, 256, 64))
+    choose(run, [(BATCH["image"], 4, 256, 64)])
     size = (models.DEFAULT["height"], models.DEFAULT["width"])
     recipe = flow.Recipe(
         "image", BUDGET["image"], options.lr, 0.4 * options.lr, 0.5, 0.998, options.optimizer
@@ -158,7 +159,11 @@ def video(run: Run, options: argparse.Namespace) -> None:
     batch, (long, short) = BATCH["video"], models.FRAMES
     tokens = (long - 1) // 4 + 1, (short - 1) // 4 + 1
     square, wide, tall = models.SIZES
-    choose(run, (batch, 4, tokens[0] * (square[0] // 8) * (square[1] // 8), 64))
+    heads, dim = (models.TRANSFORMER[k] for k in ("num_attention_heads", "attention_head_dim"))
+    # a short clip is the first latents of a long one, and more of them fill the card
+    more = batch * 7 // 4
+    sizes = [t * (h // 8) * (w // 8) for h, w in models.SIZES for t in tokens]
+    choose(run, [(batch, heads, size, dim) for size in sizes])
     recipe = flow.Recipe(
         "video", BUDGET["video"], 0.8 * options.lr, 1e-5, 0.45, 0.998, options.optimizer
     )
@@ -171,9 +176,7 @@ def video(run: Run, options: argparse.Namespace) -> None:
         for i, size in enumerate((wide, tall))
     ]
     del encoder
-    # every kind once at the front, since these calls compile; a short clip is the first latents of
-    # a long one
-    more = batch * 7 // 4
+    # every kind once at the front, since these calls compile
     kinds = [(c, t, batch if t == tokens[0] else more) for c in (main, *sides) for t in tokens]
     trainer = flow.Trainer(
         run, stage, kinds + 8 * [(main, tokens[0], batch)], 3.0, 420 + stage.step
@@ -200,10 +203,7 @@ def close(run: Run, options: argparse.Namespace) -> None:
     run.agree(0.0)
     pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(run.device)
     pipe.set_progress_bar_config(disable=True)
-    words = [a for a in sys.argv[1:] if a != "--smoke"]
-    result = evaluate.evaluate(
-        run, pipe, options.prompts, f"python demos/train_shapes/train.py {' '.join(words)}"
-    )
+    result = evaluate.evaluate(run, pipe, options.prompts, command())
     prompts = held_out_prompts(12, seed=9)
     shape = (models.DEFAULT["num_frames"], models.DEFAULT["height"], models.DEFAULT["width"])
     if not run.main:
@@ -221,6 +221,15 @@ def close(run: Run, options: argparse.Namespace) -> None:
     card.curves(run.record, folder / "loss.png")
     write(folder / "README.md", card.card(folder, run.record, result))
     run.say(f"written: {folder}")
+
+
+def command() -> str:
+    """Return the command line of this call with its folders left open."""
+    words = [a for a in sys.argv[1:] if a != "--smoke"]
+    folders = ("--work", "--export", "--text", "--start")
+    shown = ["DIR" if before in folders else a for before, a in zip(["", *words], words, strict=False)]
+    launch = "torchrun --standalone --nproc_per_node=gpu" if "RANK" in os.environ else "python"
+    return f"{launch} demos/train_shapes/train.py {' '.join(shown)}"
 
 
 def piece(run: Run) -> None:

@@ -9,7 +9,7 @@ from dit_sparse.core import QKV, Blocks, Context, Layout
 
 @dataclass(frozen=True)
 class Raster:
-    """Blocks of `block` consecutive tokens, text behind the video. Used by dense and text models."""
+    """Blocks of `block` consecutive tokens, text behind the video. Used by dense attention."""
 
     block: int = 64
 

@@ -12,8 +12,13 @@ from dit_sparse.commands.request import Request
 MODEL, ATTENTION, SAMPLING, OUTPUT = "Model", "Attention", "Sampling", "Output"
 
 
-def _option(panel: str, help: str, **extra: Any) -> Any:
-    return typer.Option(rich_help_panel=panel, help=help, show_default=False, **extra)
+def _option(panel: str, help: str, *names: str, **extra: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
+
+
+def _switch(panel: str, name: str, help: str) -> Any:
+    # named, for else there is a --no-... of each
+    return _option(panel, help, name)
 
 
 def generate(
@@ -31,7 +36,10 @@ def generate(
         ),
     ] = "auto",
     compile: Annotated[
-        bool, _option(MODEL, "Compile the transformer: a slow first step, then faster ones.")
+        bool,
+        _switch(
+            MODEL, "--compile", "Compile the transformer: a slow first step, then faster ones."
+        ),
     ] = False,
     method: Annotated[
         str | None,
@@ -62,11 +70,18 @@ def generate(
         _option(OUTPUT, "A .mp4, .gif, .webp or .png file, or a folder. Default: named by prompt."),
     ] = None,
     compare: Annotated[
-        bool, _option(OUTPUT, "Also run dense: side-by-side file, PSNR, SSIM, both times.")
+        bool,
+        _switch(OUTPUT, "--compare", "Also run dense: side-by-side file, PSNR, SSIM, both times."),
     ] = False,
-    quiet: Annotated[bool, _option(OUTPUT, "Print nothing but the names of the files.")] = False,
-    json: Annotated[bool, _option(OUTPUT, "Print one JSON object instead of the table.")] = False,
-    debug: Annotated[bool, _option(OUTPUT, "Show tracebacks and all library warnings.")] = False,
+    quiet: Annotated[
+        bool, _switch(OUTPUT, "--quiet", "Print nothing but the names of the files.")
+    ] = False,
+    json: Annotated[
+        bool, _switch(OUTPUT, "--json", "Print one JSON object instead of the table.")
+    ] = False,
+    debug: Annotated[
+        bool, _switch(OUTPUT, "--debug", "Show tracebacks and all library warnings.")
+    ] = False,
 ) -> None:
     """Make a video or an image of PROMPT, with sparse attention where it pays.
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.commands.attention import Choice, choose, default, saved
-from dit_sparse.commands.model import Geometry, Trained, load, locate
+from dit_sparse.commands.model import (
+    Geometry,
+    Trained,
+    device_of,
+    go_offline_without_network,
+    load,
+    locate,
+)
 from dit_sparse.commands.request import Request, beside
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError
@@ -64,6 +71,9 @@ def run(request: Request) -> None:
     choice = choose(request)
     place = locate(request.model)
     choice = choice or saved(place)
+    device_of(request.device)
+    if isinstance(place, str):
+        go_offline_without_network()
     trained = Trained.read(place)
     asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
     trained.check({**trained.default, **asked})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import socket
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import lcm
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dit_sparse.commands.request import DTYPES, Request
 from dit_sparse.errors import ArgumentError, DitSparseError
@@ -99,6 +102,33 @@ class Trained:
         }
 
 
+def device_of(name: str) -> str:
+    """Return the torch device that --device names; raise when it is not there."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
+        raise ArgumentError(f"--device {name}: {count or 'no'} GPU found; use --device cpu")
+    return name
+
+
+def go_offline_without_network() -> None:
+    """Tell the hub library not to try, and retry, when its host has no address from here.
+
+    Models in the cache then load at once. Must run before that library is imported.
+    """
+    proxies = {"http_proxy", "https_proxy", "all_proxy"} & {name.lower() for name in os.environ}
+    if proxies or "HF_HUB_OFFLINE" in os.environ:
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def load(request: Request, place: Path | str) -> Any:
     """Load the pipeline, dense, on the device and in the number format asked for."""
     import torch
@@ -107,14 +137,7 @@ def load(request: Request, place: Path | str) -> Any:
 
     # the folder has no __init__.py, so type checkers cannot see what it offers
     pipelines: Any = import_module("dit_sparse.pipelines")
-    device, dtype = request.device, request.dtype
-    if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            found = torch.cuda.device_count() if torch.cuda.is_available() else "no"
-            raise ArgumentError(f"--device {device}: {found} GPU found; use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = device_of(request.device), request.dtype
     if dtype == "auto":
         small = device == "cpu" or request.model == BUILT_IN
         dtype = "float32" if small else "bfloat16"

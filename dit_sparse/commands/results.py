@@ -12,6 +12,8 @@ from dit_sparse.commands.job import Job, names_of
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.schedule import Schedule
 
+UNSTEADY = "some steps took far longer than others (a busy machine?): repeat before you trust times"
+
 
 def single(job: Job) -> None:
     """Generate once and write one file."""
@@ -59,6 +61,7 @@ def compare(job: Job) -> None:
             "ssim": likeness,
             "identical": not math.isfinite(noise),
             "speedup": ratio if math.isfinite(ratio) else None,
+            "steady": steady(dense, sparse),
             "dense_seconds": _seconds(job, dense),
         },
     }
@@ -69,9 +72,16 @@ def compare(job: Job) -> None:
                       f"{_ratio(ratio)}"),
         ("median step", f"dense {_s(dense.step)}, {job.choice.name} {_s(sparse.step)}"),
         ("likeness", _likeness(noise, likeness)),
+        *([] if steady(dense, sparse) else [("note", UNSTEADY)]),
         *_notes(sparse),
     ]  # fmt: skip
     job.screen.result(data, rows, [path, pair])
+
+
+def steady(dense: Run, sparse: Run) -> bool:
+    """Tell whether the times can be trusted: no step took twice the usual time."""
+    usual = max(dense.step, sparse.step)
+    return max([*dense.steps, *sparse.steps]) <= 2 * usual
 
 
 def _attach(job: Job, method: Any) -> None:

@@ -102,7 +102,8 @@ def hushed(debug: bool) -> Iterator[None]:
         for library in (diffusers_logging, transformers_logging):
             library.set_verbosity_error()
             library.disable_progress_bar()
-        logging.getLogger("torch").setLevel(logging.ERROR)
+        for name in ("torch", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from dit_sparse.kernels.lists import pack_lists
 
 @dataclass(frozen=True)
 class Attend:
-    """Exact softmax attention over the blocks of level 1; `remainder` stands for those of level 0."""
+    """Exact softmax attention over blocks of level 1; `remainder` stands for those of level 0."""
 
     remainder: Remainder = Drop()
 
@@ -52,7 +53,7 @@ def dense(x: QKV, ctx: Context) -> Tensor:
     mask = None
     if ctx.causal and x.q.shape[2] != x.k.shape[2]:
         shift = x.k.shape[2] - x.q.shape[2]
-        mask = x.q.new_ones(x.q.shape[2], x.k.shape[2], dtype=bool).tril_(shift)
+        mask = x.q.new_ones(x.q.shape[2], x.k.shape[2], dtype=torch.bool).tril_(shift)
     return F.scaled_dot_product_attention(
         *x,
         attn_mask=mask,

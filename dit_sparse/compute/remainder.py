@@ -18,7 +18,9 @@ from dit_sparse.kernels.pool import pool_blocks
 class Remainder(Protocol):
     """Turns arranged tensors and a plan into extra key columns and a tail matrix."""
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns | None, Tensor | None]: ...
+    def __call__(
+        self, x: QKV, plan: Plan, ctx: Context
+    ) -> tuple[Columns | None, Tensor | None]: ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class Taylor:
         if self.order == 0:
             return Centroid()(x, plan, ctx)
         if plan.causal:
-            raise ArgumentError("order=1 uses one covariance of all keys, also future ones; "
-                                "causal attention needs order=0")
+            raise ArgumentError(
+                "order=1 uses one covariance of all keys, also future ones; "
+                "causal attention needs order=0"
+            )
         moments = video_moments(x.k, x.v, plan.layout.kv, ctx)
         tokens = plan.layout.kv.video_tokens
         return _columns(moments.k, moments.v, x, plan), moments.covariance / tokens

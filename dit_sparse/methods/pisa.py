@@ -15,7 +15,8 @@ Differs from the paper:
   maximum; here all three accumulators are rescaled.
 - the norm is that of H_j, as in the released code; the text has H_j minus their mean.
 - video blocks are 4 x 4 x 4 boxes of the token grid (images 8 x 8), as the released FLUX
-  processor does in two dimensions; no order was published for video.
+  processor does in two dimensions; no order was published for video. On a grid that the tile
+  does not divide, the boxes are nearly equal and their order is cut every 64 tokens.
 - joint text is always exact and takes no part in the covariance; the code routes it.
 """
 
@@ -32,7 +33,7 @@ from dit_sparse.select.topk import TopK
 @register("pisa", arxiv="2602.01077", code="xie-lab-ml/piecewise-sparse-attention")
 def pisa(keep=0.125, order=1, error_bias=True, tile=(4, 4, 4), dense_steps=0, dense_layers=0):
     return Method(
-        arrange=Tiles(tuple(tile), still=(1, 8, 8)),
+        arrange=Tiles(tuple(tile), still=(1, 8, 8), uniform=True),
         score=PooledDot(error_bias=error_bias),
         select=TopK(keep),
         compute=Attend(remainder=Taylor(order)),

@@ -37,10 +37,13 @@ class PooledDot:
         else:
             cols = pool_blocks(k, video_cut(layout.kv), dtype=wide, impl=ctx.impl)
         group = q.shape[1] // k.shape[1]
+        if group > 1:
+            cols = cols.repeat_interleave(group, dim=1)
+            bias = bias if bias is None else bias.repeat_interleave(group, dim=1)
         scale = ctx.scale or q.shape[-1] ** -0.5
-        score = scale * rows @ cols.repeat_interleave(group, dim=1).mT
+        score = scale * rows @ cols.mT
         if bias is not None:
-            score = score + bias.repeat_interleave(group, dim=1)[:, :, None]
+            score = score.add_(bias[:, :, None])
         if not self.softmax:
             return score
         sizes = layout.kv.sizes(score.device)[..., : layout.kv.video]

@@ -1,0 +1,79 @@
+"""Measure how well the built-in model, dense or sparse, does what held-out prompts say.
+
+    python demos/train_shapes/adherence.py --prompts 200 --method dense
+    python demos/train_shapes/adherence.py --prompts 24 --method pisa --keep 0.25 --frames 17
+
+Prints per cent right per attribute with 95 % Wilson intervals. Prompt i gets seed i, so that
+methods can be compared pair by pair. On two CPU cores a video takes about 10 seconds.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import dit_sparse  # noqa: E402
+from dit_sparse import adherence  # noqa: E402
+from dit_sparse.pipelines import load  # noqa: E402
+from dit_sparse.world import held_out_prompts, parse  # noqa: E402
+
+FOLDER = Path(dit_sparse.__file__).parent / "models" / "shapes"
+
+
+def arguments() -> argparse.Namespace:
+    default = json.loads((FOLDER / "trained.json").read_text())["default"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--method", default="dense")
+    parser.add_argument("--keep", type=float)
+    parser.add_argument("--dense-steps", type=int, help="dense first steps, instead of the method's")
+    parser.add_argument("--steps", type=int, default=default["num_inference_steps"])
+    parser.add_argument("--guidance", type=float, default=default["guidance_scale"])
+    parser.add_argument("--frames", type=int, default=default["num_frames"])
+    parser.add_argument("--height", type=int, default=default["height"])
+    parser.add_argument("--width", type=int, default=default["width"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="write the table as JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    params = {} if options.keep is None else {"keep": options.keep}
+    when = options.dense_steps
+    schedule = None if when is None else dit_sparse.Schedule(dense_steps=when)
+    pipe = load("shapes", method=options.method, schedule=schedule, **params).to(options.device)
+    pipe.set_progress_bar_config(disable=True)
+    rows = []
+    prompts = held_out_prompts(options.prompts)
+    for seed, prompt in enumerate(tqdm(prompts, unit="video")):
+        video = pipe(
+            prompt,
+            height=options.height,
+            width=options.width,
+            num_frames=options.frames,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            max_sequence_length=64,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).frames[0]
+        scene = parse(prompt)
+        assert scene is not None
+        rows.append(adherence.score(video, scene))
+    table = adherence.table(rows)
+    for name, cell in table.items():
+        print(f"{name:12}{cell['percent']:6.1f} %  [{cell['low']:.0f}, {cell['high']:.0f}]")
+    if options.out:
+        options.out.write_text(json.dumps({**vars(options), "out": None, "table": table}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The seam under other hosts: two experts, the compiler, parallelism, a transformer alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import dit_sparse
+from dit_sparse.integrations.adapters import box
+from tests.probe import DRAFT, LOG, STEPS, probe, quiet, run
+from tests.tiny_wan import tiny_wan
+
+
+def test_two_experts_share_the_steps():
+    pipe, other = tiny_wan(), tiny_wan()
+    pipe = WanPipeline(
+        **{**pipe.components, "transformer_2": other.transformer}, boundary_ratio=0.5
+    )
+    quiet(pipe)
+    dit_sparse.enable(pipe, "draft", **{**DRAFT, "dense_steps": 0.25})
+    run(pipe)
+    cells = dit_sparse.report(pipe).cells
+    parts = {
+        name: {c.step for c in cells if c.transformer == name}
+        for name in ("transformer", "transformer_2")
+    }
+    assert set.union(*parts.values()) == set(range(STEPS)) and all(parts.values())
+    assert not set.intersection(*parts.values())
+    assert {c.step for c in cells if not c.sparse} == {0}
+    pipe.transformer = None
+    dit_sparse.disable(pipe)
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_compiles_to_one_graph(regional):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    pipe = quiet(tiny_wan())
+    dit_sparse.enable(pipe, probe())
+    eager, log = run(pipe), [entry[:4] for entry in LOG]
+    LOG.clear()
+    part = pipe.transformer
+    (part.compile_repeated_blocks if regional else part.compile)(backend=backend, fullgraph=True)
+    torch.testing.assert_close(run(pipe), eager)
+    assert len(graphs) == 1 and [entry[:4] for entry in LOG] == log
+
+
+@pytest.mark.parametrize(("ring", "words"), [(2, r"ring \(degree 2\)"), (1, "Ulysses")])
+def test_refuses_context_parallelism(ring, words):
+    model = tiny_wan().transformer
+    parallel = SimpleNamespace(context_parallel_config=SimpleNamespace(ring_degree=ring))
+    model.blocks[0].attn1.processor._parallel_config = parallel
+    with pytest.raises(dit_sparse.DitSparseError, match=words):
+        dit_sparse.enable(model, "pisa")
+    assert not hasattr(model, "_diffusers_hook")
+
+
+def test_transformer_alone():
+    """No pipeline and no cache context: steps by timestep values, also one per token."""
+    model = tiny_wan().transformer
+    dit_sparse.enable(model, probe())
+    latents, text = torch.randn(1, 4, 3, 6, 10), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        for value in (900.0, 900.0, 500.0, 500.0):
+            model(latents, torch.full((1, 180), value), text)
+    assert [entry[:2] for entry in LOG] == [(n, s) for s in (0, 0, 1, 1) for n in (0, 1)]
+    assert len({entry[4] for entry in LOG}) == 4
+    assert dit_sparse.report(model).steps == 0
+
+
+def ids(frames, height, width):
+    return torch.cartesian_prod(*(torch.arange(n) for n in (frames, height, width)))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 5, 3), (2, 4, 1), (3, 1, 300), (1, 300, 3)])
+def test_box_of_token_positions(size):
+    rows = ids(*size)
+    assert box(rows) == box(rows[None]) == box(rows.bfloat16() + 2) == size
+    if len(rows) > 4:
+        assert box(rows[:-1]) != size and box(rows.flip(0)) in (size, None)
+    assert box(torch.cat([ids(1, 4, 4), ids(1, 3, 5) + torch.tensor([1, 0, 0])])) is None
