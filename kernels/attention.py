@@ -73,7 +73,8 @@ def block_sparse_attention(
     kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their
         distinct ids, packed left, C <= N; any order is correct, ascending is fastest
     q_blocks, kv_blocks: a block size (the last block may be short) or a Cut with offsets
-    v (and v of columns, hidden ones too) must be finite on every token: weights of 0 are multiplied
+    v must be finite on every token, kept or not, and so must columns, hidden or not: a hidden value
+        may be multiplied by a weight of 0
     columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) *
         scale * q @ tail
     causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their

@@ -7,11 +7,23 @@ gives its mean for free: pass `blocks` to get both in one pass over the data.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from dit_sparse.kernels.contract import Cut, as_cut
 from dit_sparse.kernels.pool import pick, pool_blocks
+
+
+@overload
+def permute_tokens(
+    x: Tensor, order: Tensor, *, inverse: bool = False, blocks: None = None, impl: str = "auto"
+) -> Tensor: ...
+@overload
+def permute_tokens(
+    x: Tensor, order: Tensor, *, inverse: bool = False, blocks: Cut | int, impl: str = "auto"
+) -> tuple[Tensor, Tensor]: ...
 
 
 def permute_tokens(

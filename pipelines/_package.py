@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
+from dit_sparse.profile import find
 
 
 def __getattr__(name: str) -> Any:
@@ -43,6 +44,9 @@ def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any
         if not (folder / "model_index.json").is_file():
             raise DitSparseError(f"model='shapes' is not in this installation: {folder} is empty")
         path = str(folder)
+        if isinstance(method, str):
+            # settings made for this model; what the caller gives takes precedence
+            method = find("shapes", method) or method
     host = _index(path, options).get("_class_name")
     ours = {module.PIPELINES[name]: name for name, module in _names().items()}
     if host not in ours:

@@ -38,10 +38,10 @@ def choose(request: Request) -> Choice | None:
     if request.profile is not None:
         return _of_profile(request.profile, request.params)
     if request.method is not None:
-        return _of_name(request.method, request.params)
+        return _of_name(request.method, request.params, request.model)
     # a budget, or a comparison with dense, asks for the sparse default whatever the size
     if request.params or request.compare:
-        return _of_name(DEFAULT, request.params, "default method")
+        return _of_name(DEFAULT, request.params, request.model, "default method")
     return None
 
 
@@ -51,20 +51,25 @@ def saved(place: Path | str) -> Choice | None:
     return _of_profile(str(path), {}) if path.is_file() else None
 
 
-def default(tokens: int | None) -> Choice:
+def default(tokens: int | None, model: str) -> Choice:
     """Return the default method: `pisa` from 2,000 tokens (or when unknown), dense below."""
     if tokens is None:
-        return _of_name(DEFAULT, {}, "default method")
+        return _of_name(DEFAULT, {}, model, "default method")
     name = DEFAULT if tokens >= WORTHWHILE else "dense"
     side = "sparse pays from" if name == DEFAULT else "too few for sparse, which pays from"
-    return _of_name(name, {}, f"default: {tokens:,} tokens, {side} {WORTHWHILE:,}")
+    return _of_name(name, {}, model, f"default: {tokens:,} tokens, {side} {WORTHWHILE:,}")
 
 
-def _of_name(name: str, params: dict[str, Any], reason: str = "") -> Choice:
+def _of_name(name: str, params: dict[str, Any], model: str, reason: str = "") -> Choice:
+    from dit_sparse.profile import find
     from dit_sparse.registry import entry, get
 
     known = entry(name).parameters
     params = _checked(name, known, params)
+    preset = find(model, name)
+    if preset is not None:
+        params = {**_checked(name, known, preset.params), **params}
+        reason = "; ".join(filter(None, (reason, f"settings of profile {model}--{name}")))
     try:
         return Choice(name, get(name, **params), {**known, **params}, reason)
     except DitSparseError:

@@ -104,9 +104,10 @@ def _prepare(
     geometry = Geometry.of(pipe)
     arguments = call_arguments(pipe, request, trained, asked)
     geometry.check(arguments)
-    job = Job(request, screen, pipe, trained, geometry, arguments, choice or default(None), loading)
+    found = choice or default(None, request.model)
+    job = Job(request, screen, pipe, trained, geometry, arguments, found, loading)
     if choice is None:
-        job = replace(job, choice=default(job.tokens))
+        job = replace(job, choice=default(job.tokens, request.model))
     target(job)
     import dit_sparse
 

@@ -8,7 +8,7 @@ from dit_sparse.kernels.pool import block_moments, pool_blocks
 
 
 def check_passes(tiny, device):
-    """Return the worst relative error of the passes as a share of 1e-4; infinity if a copy differs."""
+    """Return the worst relative error as a share of 1e-4; infinity if a copy or a list differs."""
     h, s, d = (2, 500, 64) if tiny else (12, 32760, 128)
     k, v = (torch.randn(1, s, h, d, device=device).bfloat16().transpose(1, 2) for _ in range(2))
     order = torch.randperm(s, device=device)[None, None]

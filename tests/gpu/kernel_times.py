@@ -76,10 +76,10 @@ def time_sparse(shape, size, keep, tiny, device, config=None, extras="", short=0
     s -= short
     cut = size
     if extras == "unequal":
-        # boxes of a grid that the tile does not divide: blocks of 3/4 size to full size
+        # boxes of a grid that the tile does not divide: blocks of 3/4 size to nearly full size
         n = round(s / (0.875 * size))
         edges = torch.linspace(0, s, n + 1, device=device).round()
-        edges[1:-1] += torch.randint(-size // 16, size // 16 + 1, (n - 1,), device=device)
+        edges[1:-1] += torch.randint(-size // 20, size // 20 + 1, (n - 1,), device=device)
         cut = Cut(size, edges.int()[None, None])
     q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
     n = as_cut(cut).count(s)
