@@ -64,7 +64,7 @@ _HOMES = {
 # the first import of the folder `methods` binds its name here: let that happen before the function
 # of the same name takes it, else `dit_sparse.methods()` works once
 _import_module("dit_sparse.methods")
-del methods
+globals().pop("methods", None)
 
 # the folder `pipelines` has no __init__.py; what it offers stands in its file _package.py, loaded
 # when something is asked of it

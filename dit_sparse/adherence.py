@@ -121,7 +121,8 @@ def _object_colour(
     for size in (5, 3, 1):
         kernel = np.ones((size, size), np.uint8)
         inside = [
-            [cv2.erode((frame == i).astype(np.uint8), kernel) for frame in label] for i in range(len(names))
+            [cv2.erode((frame == i).astype(np.uint8), kernel) for frame in label]
+            for i in range(len(names))
         ]
         counts = np.array([np.sum(masks) for masks in inside])
         if counts.max() >= 12:

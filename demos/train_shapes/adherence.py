@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--method", default="dense")
     parser.add_argument("--keep", type=float)
-    parser.add_argument("--dense-steps", type=int, help="dense first steps, instead of the method's")
+    parser.add_argument("--dense-steps", type=int, help="instead of the method's own")
     parser.add_argument("--steps", type=int, default=default["num_inference_steps"])
     parser.add_argument("--guidance", type=float, default=default["guidance_scale"])
     parser.add_argument("--frames", type=int, default=default["num_frames"])

@@ -227,7 +227,8 @@ def command() -> str:
     """Return the command line of this call with its folders left open."""
     words = [a for a in sys.argv[1:] if a != "--smoke"]
     folders = ("--work", "--export", "--text", "--start")
-    shown = ["DIR" if before in folders else a for before, a in zip(["", *words], words, strict=False)]
+    pairs = zip(["", *words], words, strict=False)
+    shown = ["DIR" if before in folders else word for before, word in pairs]
     launch = "torchrun --standalone --nproc_per_node=gpu" if "RANK" in os.environ else "python"
     return f"{launch} demos/train_shapes/train.py {' '.join(shown)}"
 
