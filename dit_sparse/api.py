@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
+from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
@@ -20,7 +21,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    method: str | Method,
+    method: str | Method | Profile,
     *,
     grid: Grid | None = None,
     causal: bool = False,
@@ -45,7 +46,7 @@ def plan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    method: str | Method,
+    method: str | Method | Profile,
     *,
     grid: Grid | None = None,
     causal: bool = False,
@@ -90,7 +91,7 @@ def _prepare(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    method: str | Method,
+    method: str | Method | Profile,
     grid: Grid | None,
     causal: bool,
     scale: float | None,
@@ -108,6 +109,14 @@ def _prepare(
             f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; "
             "expected q [B, H, Sq, D], k and v [B, Hkv, Skv, D]"
         )
+    if not q.numel() or not k.numel():
+        raise ArgumentError(f"q {tuple(q.shape)} or k {tuple(k.shape)} has an axis of size 0")
+    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
+        raise ArgumentError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating type")
+    if not q.device == k.device == v.device:
+        raise ArgumentError(f"q, k, v are on {q.device}, {k.device}, {v.device}; use one device")
+    if scale is not None and not scale > 0:
+        raise ArgumentError(f"scale={scale} must be positive; leave it out for D ** -0.5")
     if q.shape[1] % k.shape[1]:
         raise ArgumentError(f"q has {q.shape[1]} heads, no multiple of the {k.shape[1]} of k")
     if grid is not None and not q.shape[2] == k.shape[2] == grid.tokens:
@@ -118,6 +127,8 @@ def _prepare(
         raise ArgumentError("causal=True goes without a grid: a video grid has no causal order")
     if isinstance(method, str):
         method = get(method, **params)
+    elif isinstance(method, Profile):
+        method = method.build(**params)
     elif params:
         raise ArgumentError(
             f"{next(iter(params))!r} was given with a Method value; build it with "

@@ -148,6 +148,8 @@ class Method:
 
     def __call__(self, x: QKV, ctx: Context) -> Tensor:
         """Run the four stages: the output [B, H, Sq, Dv] in the original token order."""
+        # a cache belongs to the tensors of one call
+        ctx = replace(ctx, cache={})
         return self.compute(x, self.plan(x, ctx), ctx)
 
     def with_schedule(self, schedule: Schedule | None) -> Method:

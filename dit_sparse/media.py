@@ -65,7 +65,8 @@ def publish(part: Path, path: Path, overwrite: bool) -> Path:
         except FileExistsError:
             continue
         except OSError:  # a file system without links
-            part.replace(free(path))
+            name = free(path)
+            part.replace(name)
         return name
     raise AssertionError("names() does not end")
 

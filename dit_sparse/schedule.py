@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 from dit_sparse.errors import ArgumentError
 
@@ -23,7 +23,7 @@ class Schedule:
     def __post_init__(self) -> None:
         steps, layers = self.dense_steps, self.dense_layers
         count = isinstance(steps, int | float) and not isinstance(steps, bool) and steps >= 0
-        if not count or (steps >= 1 and steps != int(steps)):
+        if not count or not isfinite(steps) or (steps >= 1 and steps != int(steps)):
             raise ArgumentError(
                 f"schedule: dense_steps={steps!r} must be a count (0, 1, 2, ...) "
                 "or a share of the steps below 1"

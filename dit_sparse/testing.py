@@ -81,6 +81,8 @@ def rounding_band(dtype: torch.dtype) -> float:
 def poisoned() -> Iterator[None]:
     """Fill what `torch.empty` and its kin return with NaN, so that unwritten memory shows."""
 
+    new_empty = Tensor.new_empty
+
     def filled(make: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         out = make(*args, **kwargs)
         return out.fill_(float("nan")) if out.is_floating_point() else out
@@ -88,6 +90,8 @@ def poisoned() -> Iterator[None]:
     with (
         mock.patch.object(torch, "empty", partial(filled, torch.empty)),
         mock.patch.object(torch, "empty_like", partial(filled, torch.empty_like)),
+        # a method: the wrapper must be a function, to be bound
+        mock.patch.object(Tensor, "new_empty", lambda *a, **k: filled(new_empty, *a, **k)),
     ):
         yield
 

@@ -24,10 +24,10 @@ class Config:
 
 
 # (padded head dim, 2-byte dtype, shared memory of Hopper class) -> largest tile
-# measured on one H200, Triton 3.6, at the shapes of performance.md, density .1: d 128 (shape A)
-# 128x64 with 2 stages 530 TFLOP/s, with 3 stages 439 (one program per multiprocessor instead of
-# two), 64x64 473-492 (3 stages; column tiles of 32, for 64 more shared memory halves the programs
-# again and spills); d 64 (shape C) blocks of 128 in 128x64 390, in 64x64 380, blocks of 64 404
+# measured on one H200, Triton 3.6, density .1. Head dim 128 (12 heads, 32,768 tokens): 128x64 with
+# 2 stages 530 TFLOP/s, with 3 stages 439 (one program per multiprocessor instead of two), 64x64
+# with 3 stages 473-492; column tiles of 32, for 64 more shared memory halves the programs again.
+# Head dim 64 (48 heads, 17,664 tokens): blocks of 128 in 128x64 390, in 64x64 380, blocks of 64 404
 _TABLE = {
     (64, True, True): Config(128, 64, 4, 3),
     (128, True, True): Config(128, 64, 4, 2, 32),

@@ -55,8 +55,7 @@ def permute_tokens(
         raise ValueError(
             "blocks must be None with inverse=True: means belong to the arranged order"
         )
-    # the triton pass has no backward
-    if pick(x, impl) == "triton" and not (x.requires_grad and torch.is_grad_enabled()):
+    if pick(x, impl) == "triton":
         from dit_sparse.kernels.passes import token_pass
 
         out = torch.empty(x.shape, device=x.device, dtype=x.dtype)

@@ -10,6 +10,8 @@ Accumulation in float32.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,9 @@ from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
 
 
-def pick(x: Tensor, impl: str) -> str:
+def pick(x: Tensor, impl: str, *moved: Tensor, limit: int = 1 << 30) -> str:
     """Return "triton" or "torch" for a one-pass tool; `auto` takes torch where a compiler traces
-    the call.
+    the call, where gradients are wanted, and above the largest head dim `limit`.
 
     The torch form is also the reference: it sums in float32, or in float64 for float64.
     """
@@ -27,8 +29,20 @@ def pick(x: Tensor, impl: str) -> str:
         raise ValueError(f"impl must be auto, triton, torch, reference, got {impl!r}")
     if impl == "reference":
         return "torch"
+    tensors = (x, *moved)
+    why_not = ""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        why_not = "the one-pass kernels have no backward"
+    elif max(t.shape[-1] for t in tensors) > limit:
+        why_not = f"the head dim is above {limit}"
     if impl == "auto":
-        return "torch" if torch.compiler.is_compiling() else implementation(x)[0]
+        if torch.compiler.is_compiling() or why_not:
+            return "torch"
+        return implementation(x)[0]
+    if impl == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        why_not = f"it needs a CUDA tensor, got {x.device.type}"
+    if impl == "triton" and why_not:
+        raise ValueError(f"impl='triton' cannot run: {why_not}")
     return impl
 
 
@@ -91,8 +105,7 @@ def pool_blocks(
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be mean or sum, got {reduce!r}")
     dtype = dtype or x.dtype
-    # the triton pass has no backward
-    if pick(x, impl) == "triton" and not (x.requires_grad and torch.is_grad_enabled()):
+    if pick(x, impl) == "triton":
         from dit_sparse.kernels.passes import token_pass
 
         mean = torch.empty(
@@ -120,8 +133,7 @@ def block_moments(
     cut = as_cut(blocks)
     _check("k", k, cut)
     _check("v", v, cut)
-    grads = (k.requires_grad or v.requires_grad) and torch.is_grad_enabled()
-    if pick(k, impl) == "triton" and not grads and max(k.shape[3], v.shape[3]) <= 128:
+    if pick(k, impl, v, limit=128) == "triton":
         from dit_sparse.kernels import passes
 
         return passes.block_moments(k, v, cut)

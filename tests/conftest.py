@@ -19,3 +19,12 @@ torch.set_num_threads(
 def seeded():
     """Every test draws the same numbers, alone or in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def poison():
+    """Unwritten memory reads as NaN."""
+    from dit_sparse.testing import poisoned
+
+    with poisoned():
+        yield

@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, implementation
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ("triton", "torch", "reference")
 

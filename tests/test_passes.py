@@ -14,6 +14,7 @@ from dit_sparse.kernels.lists import pack_lists
 from dit_sparse.kernels.permute import permute_tokens
 from dit_sparse.kernels.pool import block_moments, pool_blocks
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

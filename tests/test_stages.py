@@ -87,6 +87,44 @@ def test_causal_sees_no_future(name, params):
     assert torch.allclose(first[:, :, :256], second[:, :, :256], atol=1e-6)
 
 
+def test_a_threshold_of_a_whole_head_is_not_causal():
+    q = k = v = torch.randn(1, 2, 300, 16)
+    with pytest.raises(ArgumentError, match="rule='row'"):
+        dit_sparse.attention(q, k, v, "draft", causal=True)
+
+
+@pytest.mark.parametrize("name", ["pisa", "draft"])
+def test_nan_in_gives_nan_out(name):
+    """A NaN must show in the output, or a black video would pass for a video."""
+    q, k, v = torch.randn(3, 1, 2, 256, 16)
+    q[0, 0, 5, 0] = float("nan")
+    assert dit_sparse.attention(q, k, v, name, grid=Grid(2, 8, 16))[0, 0, 5].isnan().all()
+
+
+def test_inference_mode_leaves_nothing_behind():
+    """Orders built under inference mode serve a later call that wants gradients."""
+    grid = Grid(2, 5, 16)
+    with torch.inference_mode():
+        dit_sparse.attention(*torch.randn(3, 1, 2, 160, 16), "pisa", grid=grid)
+    q, k, v = torch.randn(3, 1, 2, 160, 16).requires_grad_().unbind(0)
+    dit_sparse.attention(q, k, v, "pisa", grid=grid).sum().backward()
+
+
+def test_a_context_may_be_used_again():
+    ctx, method = Context(grid=Grid(2, 8, 8)), dit_sparse.get("pisa", keep=0.3)
+    first, second = (QKV(*torch.randn(3, 1, 2, 128, 16)) for _ in range(2))
+    method(first, ctx)
+    assert torch.equal(method(second, ctx), method(second, Context(grid=Grid(2, 8, 8))))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_an_explicit_triton_never_falls_back(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    q = k = v = torch.randn(1, 2, 128, 16)
+    with pytest.raises(ValueError, match="needs a CUDA tensor"):
+        dit_sparse.attention(q, k, v, "pisa", impl="triton")
+
+
 def test_topk_counts():
     score = torch.randn(2, 3, 7, 100)
     for keep, count in ((0.29, 29), (0.001, 1), (1.0, 100)):
@@ -96,7 +134,7 @@ def test_topk_counts():
 def test_head_topk_is_nested_and_leaves_no_row_empty():
     score = torch.randn(2, 3, 20, 20).softmax(-1)
     score[:, :, 4] = 1 / 20  # a flat row loses every block to the threshold
-    masks = [HeadTopK(keep)(score, None, None) for keep in (0.05, 0.2, 0.5, 1.0)]
+    masks = [HeadTopK(keep)(score, None, Context()) for keep in (0.05, 0.2, 0.5, 1.0)]
     assert all((a <= b).all() for a, b in pairwise(masks))
     assert all(m.any(-1).all() for m in masks) and masks[-1].all()
 
@@ -125,6 +163,9 @@ def test_schedule(schedule, layer, step, kind):
         (lambda: dit_sparse.get("pisa", keep=0), ["keep=0"]),
         (lambda: dit_sparse.get("pisa", keep=1.5), ["keep=1.5"]),
         (lambda: dit_sparse.get("pisa", kep=0.5), ["kep", "keep"]),
+        (lambda: dit_sparse.get("pisa", keep="much"), ["keep='much'"]),
+        (lambda: dit_sparse.get("pisa", tile=(4, 4)), ["tile=(4, 4)", "three"]),
+        (lambda: dit_sparse.get("draft", patch=(-4, 4)), ["(1, -4, 4)"]),
         (lambda: dit_sparse.get("draft", rule="x"), ["rule='x'", "head", "row"]),
         (lambda: Schedule(dense_steps=-1), ["dense_steps=-1"]),
         (lambda: Schedule(dense_steps=1.5), ["dense_steps=1.5"]),
@@ -142,6 +183,8 @@ def test_bad_values(call, words):
     "change,words",
     [
         ({"impl": "cuda"}, ["impl='cuda'", "torch"]),
+        ({"scale": -1.0}, ["scale=-1.0"]),
+        ({"v": torch.zeros(1, 4, 40, 8).half()}, ["float16"]),
         ({"grid": Grid(1, 1, 5)}, ["5 tokens", "40"]),
         ({"q": torch.zeros(3, 4)}, ["q has shape (3, 4)"]),
         ({"k": torch.zeros(1, 3, 40, 8), "v": torch.zeros(1, 3, 40, 8)}, ["4 heads", "3"]),

@@ -9,6 +9,7 @@ from math import prod
 import torch
 
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
+from dit_sparse.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Tiles:
     still: tuple[int, int, int] | None = None
     uniform: bool = False
 
+    def __post_init__(self) -> None:
+        for tile in filter(None, (self.tile, self.still)):
+            if len(tile) != 3 or not all(type(edge) is int and edge > 0 for edge in tile):
+                raise ArgumentError(
+                    f"tile={tile!r} must be three counts of tokens (frames, height, width), "
+                    "each at least 1, e.g. (4, 4, 4)"
+                )
+
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.grid is None:
             size = prod(self.tile)
@@ -37,8 +46,12 @@ class Tiles:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _tiled(grid: Grid, tile: tuple[int, int, int], uniform: bool, device: str) -> Blocks:
-    """Return the blocks of a grid; they depend on sizes alone, so each is built once."""
+    """Return the blocks of a grid; they depend on sizes alone, so each is built once.
+
+    Outside inference mode, for a later call may need them with gradients.
+    """
     sides = (grid.frames, grid.height, grid.width)
     parts = [-(-side // edge) for side, edge in zip(sides, tile, strict=True)]
     # part i of a side holds the positions p with p * parts // side == i

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,14 @@ def _of_name(name: str, params: dict[str, Any], model: str, reason: str = "") ->
     known = entry(name).parameters
     params = _checked(name, known, params)
     preset = find(model, name)
+    build = partial(get, name)
     if preset is not None:
-        params = {**_checked(name, known, preset.params), **params}
-        reason = "; ".join(filter(None, (reason, f"settings of profile {model}--{name}")))
+        build = preset.build
+        draft = " (a draft: nobody has measured it)" if preset.is_draft else ""
+        reason = "; ".join(filter(None, (reason, f"settings of profile {model}--{name}{draft}")))
     try:
-        return Choice(name, get(name, **params), {**known, **params}, reason)
+        chosen = {**known, **(preset.params if preset else {}), **params}
+        return Choice(name, build(**params), chosen, reason)
     except DitSparseError:
         raise
     except (TypeError, ValueError) as error:

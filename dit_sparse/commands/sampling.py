@@ -78,10 +78,10 @@ class Stopwatch:
     def update(self, n: int | float | None = 1) -> None:
         """Take the time of a step."""
         self.sync()
-        now = time.perf_counter()
-        self.steps.append(now - self.last)
-        self.last = now
+        self.steps.append(time.perf_counter() - self.last)
         self.tell(self.steps, max(self.total, len(self.steps)))
+        # what was told is no part of a step
+        self.last = time.perf_counter()
 
 
 def sample(pipe: Any, arguments: dict[str, Any], seed: int, bar: Any = None) -> Run:
@@ -127,10 +127,10 @@ def report_of(pipe: Any) -> Any:
 
 def density_of(pipe: Any) -> float | None:
     """Return the density of the step that ran last, None when the pipeline is not enabled."""
-    from dit_sparse.integrations.diffusers import progress, report
+    from dit_sparse.integrations.diffusers import progress
 
     try:
-        return progress(pipe).density if report(pipe).enabled else None
+        return progress(pipe).density
     except ArgumentError:
         return None
 

@@ -94,7 +94,10 @@ def report(model: Any) -> Report:
 
 def progress(model: Any) -> Progress:
     """Return the step a generation is at and that step's density so far; cheap enough to poll."""
-    return _session(_transformers(model))[0].progress()
+    session, enabled = _session(_transformers(model))
+    if not enabled:
+        raise ArgumentError(f"this {type(model).__name__} is not enabled any more")
+    return session.progress()
 
 
 def profile_of(model: Any) -> Profile | None:

@@ -86,7 +86,9 @@ class Session:
     def add(self, part: Part) -> Tensor:
         """Add a transformer; return its context tensor [9]."""
         self.parts.append(part)
-        return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 7])
+        # outside inference mode, for it is written again at every step
+        with torch.inference_mode(False):
+            return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 7])
 
     def enter(
         self, ctx: Tensor, timestep: Tensor | None, ids: Tensor | None, sizes: list[int]

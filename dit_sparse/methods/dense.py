@@ -1,9 +1,9 @@
 """Dense attention, the baseline of every comparison.
 
-    1. keep the model's order, blocks of 64       -> arrange
-    2. block means                                 -> score
-    3. keep every block                            -> select
-    4. full softmax attention by PyTorch           -> compute
+    1. keep the model's order, blocks of 64                      -> arrange
+    2. products of block means                                   -> score
+    3. keep every block                                          -> select
+    4. full softmax attention by PyTorch                         -> compute
 
 Source: scaled dot-product attention (arXiv 1706.03762).
 Differs from the paper: none known.

@@ -1,17 +1,19 @@
 """DraftAttention (arXiv 2505.14708).
 
-    1. reorder so that each 8 x 16 patch of a frame is one block            -> arrange
-    2. draft map: softmax(scale * mean q . mean k) over the patches         -> score
-    3. per head, keep the share `keep` of the whole map (rule="head", as
-       released), or of each row (rule="row", top-k)                        -> select
-    4. exact attention on kept blocks, drop the rest, restore the order     -> compute
+    1. reorder so that each 8 x 16 patch of a frame is a block   -> arrange
+    2. draft map: softmax(scale * mean q . mean k) over patches  -> score
+    3. per head keep the share `keep` of the whole map
+       (rule="head", as released) or of each row (rule="row")    -> select
+    4. exact attention on the kept blocks, drop the rest,
+       restore the order                                         -> compute
 
 Differs from the paper:
-- a row always keeps its best block; the released code can leave a row of a model without text
-  tokens empty.
-- a grid that the patch does not divide is cut into nearly equal patches instead of refused;
-  a patch of n tokens counts n times in the draft softmax.
-- dense first steps are a share of the steps (the paper's 25 %), not a fixed timestep.
+- a row always keeps its best block; the released code can leave a row of a
+  model without text tokens empty.
+- a grid that the patch does not divide is cut into nearly equal patches
+  instead of refused; a patch of n tokens counts n times in the softmax.
+- dense first steps are a share of the steps (the paper's 25 %), not a fixed
+  timestep.
 """
 
 from dit_sparse.arrange.tiles import Tiles

@@ -40,7 +40,7 @@ class PooledDot:
         if group > 1:
             cols = cols.repeat_interleave(group, dim=1)
             bias = bias if bias is None else bias.repeat_interleave(group, dim=1)
-        scale = ctx.scale or q.shape[-1] ** -0.5
+        scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
         score = scale * rows @ cols.mT
         if bias is not None:
             score = score.add_(bias[:, :, None])

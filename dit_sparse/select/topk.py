@@ -14,8 +14,8 @@ from dit_sparse.errors import ArgumentError
 
 def check_keep(keep: float) -> None:
     """Raise when `keep`, a share of the blocks, lies outside (0, 1]."""
-    if not 0 < keep <= 1:
-        raise ArgumentError(f"keep={keep} must be above 0 and at most 1, e.g. keep=0.25")
+    if not (isinstance(keep, int | float) and 0 < keep <= 1):
+        raise ArgumentError(f"keep={keep!r} must be above 0 and at most 1, e.g. keep=0.25")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class HeadTopK:
         return columns if self.keep == 1 else None
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
+        if ctx.causal:
+            raise ArgumentError(
+                "one threshold for a whole head depends on future tokens; causal attention needs a "
+                "budget per row, e.g. rule='row'"
+            )
         flat = score.flatten(-2)
         drop = floor((1 - self.keep) * flat.shape[-1] + 1e-6)
         if drop == 0:
@@ -60,5 +65,6 @@ class HeadTopK:
         # the largest dropped score; kthvalue would find it too, an order slower on a GPU
         top = flat.topk(flat.shape[-1] - drop + 1, dim=-1, sorted=False).values
         threshold = top.amin(-1)[..., None, None]
-        best = score >= score.amax(-1, keepdim=True)
-        return ((score >= threshold) | best).to(torch.int8)
+        # "not below" instead of "at least": a row of NaN keeps its blocks, so that the NaN shows
+        worse = (score < threshold) & (score < score.amax(-1, keepdim=True))
+        return (~worse).to(torch.int8)

@@ -1,6 +1,6 @@
 """Run the conformance suite on a GPU, and time whole methods against dense attention.
 
-    python tests/gpu/check_methods.py --out methods.json
+    python tests/measure/check_methods.py --out methods.json
 
 Time: median of CUDA events over repeated calls, selection and remainder included, bf16. `kept_ms`
 is the attention kernel alone on the same lists, without columns; the stages are timed one by one.

@@ -1,4 +1,4 @@
-"""Time impl "torch" against dense attention on a CPU: `python tests/gpu/cpu_times.py`.
+"""Time impl "torch" against dense attention on a CPU: `python tests/measure/cpu_times.py`.
 
 Float32, head dim 64, keep .25, 2 threads; the minimum of runs taken by turns. About a minute.
 """

@@ -1,8 +1,8 @@
-"""Check and time the kernels on a CUDA machine: `python tests/gpu/check_kernels.py --out
+"""Check and time the kernels on a CUDA machine: `python tests/measure/check_kernels.py --out
 result.json`.
 
 Correctness at real sizes against float64 on sampled query rows, speed at the shapes of
-performance.md with dense baselines of the same run, a bounded sweep of tiles, and the one-pass
+SHAPES with dense baselines of the same run, a bounded sweep of tiles, and the one-pass
 tools in GB/s. About two minutes with compilation. `--tiny` runs the same code at toy sizes without
 timing (with TRITON_INTERPRET=1 also on a CPU).
 """
