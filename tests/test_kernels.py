@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, implementation
 
-pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ("triton", "torch", "reference")
 
@@ -125,6 +124,7 @@ def close(got, eager, exact, dtype):
         assert (got - exact).abs().max() <= bound
 
 
+@pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", ROWS)
 def test_attention(name, impl):
