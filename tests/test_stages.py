@@ -110,6 +110,26 @@ def test_inference_mode_leaves_nothing_behind():
     dit_sparse.attention(q, k, v, "pisa", grid=grid).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("name", ["pisa", "draft"])
+@pytest.mark.parametrize("grid", [Grid(2, 8, 16), Grid(2, 7, 9, text=5)])
+def test_a_whole_method_is_one_graph(name, grid):
+    graphs = []
+    q, k, v = torch.randn(3, 1, 2, grid.tokens, 16)
+    method = dit_sparse.get(name, keep=0.4)
+
+    def call(q, k, v):
+        return dit_sparse.attention(q, k, v, method, grid=grid)
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    out = torch.compile(call, fullgraph=True, backend=backend)(q, k, v)
+    assert len(graphs) == 1 and relative_error(out, call(q, k, v)) < 1e-6
+
+
 def test_a_context_may_be_used_again():
     ctx, method = Context(grid=Grid(2, 8, 8)), dit_sparse.get("pisa", keep=0.3)
     first, second = (QKV(*torch.randn(3, 1, 2, 128, 16)) for _ in range(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -61,8 +62,13 @@ def _tiled(grid: Grid, tile: tuple[int, int, int], uniform: bool, device: str) -
     order = torch.argsort(box, stable=True).to(device)
     if uniform:
         return Blocks.with_text(grid, prod(tile), order, device=device)
-    sizes = torch.bincount(box, minlength=prod(parts))
-    if (sizes == sizes[0]).all():
-        return Blocks.with_text(grid, int(sizes[0]), order, device=device)
-    ends = sizes.cumsum(0).int().to(device)
-    return Blocks.with_text(grid, int(sizes.max()), order, ends, device=device)
+    # plain numbers, not tensors: a compiler can trace them, and no device is waited for
+    t, h, w = (
+        [-(-(i + 1) * s // n) + (-i * s // n) for i in range(n)]
+        for s, n in zip(sides, parts, strict=True)
+    )
+    sizes = [a * b * c for a in t for b in h for c in w]
+    if len(set(sizes)) == 1:
+        return Blocks.with_text(grid, sizes[0], order, device=device)
+    ends = torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
+    return Blocks.with_text(grid, max(sizes), order, ends, device=device)
