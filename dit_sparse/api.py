@@ -8,12 +8,12 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.contract import IMPLS
 from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
 
-IMPLS = ("auto", "triton", "torch", "reference")
 P = TypeVar("P")
 
 

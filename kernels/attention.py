@@ -16,9 +16,9 @@ import importlib
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, check
+from dit_sparse.kernels.contract import IMPLS, Columns, Cut, allocate, as_cut, check
 
-__all__ = ["Columns", "Cut", "block_sparse_attention", "implementation"]
+__all__ = ["IMPLS", "Columns", "Cut", "block_sparse_attention", "implementation"]
 
 _MODULES = {"triton": "block_sparse", "torch": "gather", "reference": "reference"}
 
@@ -92,8 +92,8 @@ def block_sparse_attention(
     >>> index = torch.tensor([0, 3], dtype=torch.int32).expand(1, 2, 4, 2)
     >>> out, lse = block_sparse_attention(x, x, x, count, index, q_blocks=64, kv_blocks=64)
     """
-    if impl not in ("auto", *_MODULES):
-        raise ValueError(f"impl must be auto, {', '.join(_MODULES)}, got {impl!r}")
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be {', '.join(IMPLS)}, got {impl!r}")
     q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes

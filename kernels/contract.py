@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# what a caller may ask for; "auto" chooses by device and never stands for "reference"
+IMPLS = ("auto", "triton", "torch", "reference")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

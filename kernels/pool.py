@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.attention import implementation
-from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
+from dit_sparse.kernels.contract import IMPLS, Cut, as_cut, check_cut, per_head
 
 
 def pick(x: Tensor, impl: str, *moved: Tensor, limit: int = 1 << 30) -> str:
@@ -25,8 +25,8 @@ def pick(x: Tensor, impl: str, *moved: Tensor, limit: int = 1 << 30) -> str:
 
     The torch form is also the reference: it sums in float32, or in float64 for float64.
     """
-    if impl not in ("auto", "triton", "torch", "reference"):
-        raise ValueError(f"impl must be auto, triton, torch, reference, got {impl!r}")
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be {', '.join(IMPLS)}, got {impl!r}")
     if impl == "reference":
         return "torch"
     tensors = (x, *moved)

@@ -69,13 +69,15 @@ def main() -> None:
     pipe = load("shapes", **chosen).to(options.device)
     pipe.set_progress_bar_config(disable=True)
     prompts = held_out_prompts(options.prompts)
-    plain = load("shapes", "dense").to(options.device)
-    plain.set_progress_bar_config(disable=True)
+    plain = None
+    if options.psnr:
+        plain = load("shapes", "dense").to(options.device)
+        plain.set_progress_bar_config(disable=True)
     rows, likeness = [], []
     for seed, prompt in enumerate(tqdm(prompts, unit="video")):
         video = make(pipe, options, prompt, seed)
         rows.append(adherence.score(video, parse(prompt)))
-        if options.psnr:
+        if plain is not None:
             likeness.append(metrics.psnr(video, make(plain, options, prompt, seed)))
     print(dit_sparse.report(pipe))
     table = adherence.table(rows)

@@ -14,6 +14,7 @@ from dit_sparse.errors import ArgumentError
 from dit_sparse.integrations import seam
 from dit_sparse.integrations.adapters import find, unsupported
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
+from dit_sparse.kernels.attention import IMPLS
 from dit_sparse.profile import Profile
 from dit_sparse.registry import entry, get
 from dit_sparse.reporting import Progress, Report
@@ -38,8 +39,8 @@ def enable(
     """
     # everything that can fail comes first: no model is left half enabled
     value, label, profile = _build(method, schedule, params)
-    if impl not in ("auto", "triton", "torch", "reference"):
-        raise ArgumentError(f"impl={impl!r} is not known; use auto, triton, torch or reference")
+    if impl not in IMPLS:
+        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     found = [(name, root, find(root, model)) for name, root in _transformers(model).items()]
     for _, root, adapter in found:
         seam.check(root, adapter)
