@@ -81,26 +81,19 @@ def softmax_step(acc, total, peak, s, v, qk_scale, PRECISION: tl.constexpr):
 
 @triton.jit
 def column_steps(
-    acc, total, peak, mass, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, bias_ptr,
-    mask_ptr, n_columns, qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr, BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_COLUMN_MASK: tl.constexpr, HAS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    acc, total, peak, mass, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, terms_ptr,
+    n_columns, qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, BLOCK_C: tl.constexpr, USE_TMA: tl.constexpr, HAS_TAIL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Stream all extra columns through the same online softmax; `mass` is the sum of their
     exponentials."""
     for c in range(0, n_columns, BLOCK_C):
-        cols = c + tl.arange(0, BLOCK_C)
-        seen = cols < n_columns
-        # bias: [BLOCK_C] float32 and mask: [BLOCK_C] int8 become one addend
-        add = tl.where(seen, 0.0, float("-inf"))
-        if HAS_BIAS:
-            add += tl.load(bias_ptr + cols, mask=seen, other=0.0) * 1.4426950408889634
-        if HAS_COLUMN_MASK:
-            add = tl.where(tl.load(mask_ptr + cols, mask=seen, other=0) != 0, add, float("-inf"))
+        # terms: [BLOCK_C] float32, log2 e * bias or -inf; the row is padded to whole tiles
+        add = tl.load(terms_ptr + c + tl.arange(0, BLOCK_C))
         # k: [BLOCK_C, HEAD_DIM]
         k = load_tile(k_desc, k_ptr, stride_ks, b, h, c, n_columns, DIM, BLOCK_C, HEAD_DIM, USE_TMA)
         s = scores(q, k, PRECISION) * qk_scale + add[None, :]
-        s = tl.where((add > float("-inf"))[None, :], s, float("-inf"))
         # v: [BLOCK_C, HEAD_DIM_V]
         v = load_tile(
             v_desc, v_ptr, stride_vs, b, h, c, n_columns, DIM_V, BLOCK_C, HEAD_DIM_V, USE_TMA
@@ -156,3 +149,114 @@ def scan_list(
     if IS_UNIFORM:
         tiles = (stop - split) * TILES
     return split, stop, tiles
+
+
+@triton.jit
+def full_steps(
+    acc, total, peak, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, list_ptr, count,
+    tokens, qk_scale, SIZE: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM:
+    tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to the first `count` listed blocks, which are whole tiles and wholly visible: no mask
+    at all."""
+    TILES: tl.constexpr = SIZE // BLOCK_N
+    block = tl.load(list_ptr, mask=count > 0, other=0)
+    for i in range(0, count * TILES):
+        start = block * SIZE + (i % TILES) * BLOCK_N
+        # the id of the next step is on its way while this one computes
+        block = tl.load(list_ptr + tl.minimum((i + 1) // TILES, count - 1))
+        # k: [BLOCK_N, HEAD_DIM]
+        k = load_tile(
+            k_desc, k_ptr, stride_ks, b, h, start, tokens, DIM, BLOCK_N, HEAD_DIM, USE_TMA
+        )
+        s = scores(q, k, PRECISION)
+        # v: [BLOCK_N, HEAD_DIM_V]
+        v = load_tile(
+            v_desc, v_ptr, stride_vs, b, h, start, tokens, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA
+        )
+        acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
+    return acc, total, peak
+
+
+@triton.jit
+def single_steps(
+    acc, total, peak, q, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h, list_ptr, count,
+    offsets_ptr, tokens, qk_scale, SIZE: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr,
+    IS_UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to all listed blocks, each of which fits one tile: only the logits are masked."""
+    some = count > 0
+    block = tl.load(list_ptr, mask=some, other=0)
+    start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, some)
+    block = tl.load(list_ptr + tl.minimum(1, count - 1), mask=some, other=0)
+    for i in range(0, count):
+        seen = start + tl.arange(0, BLOCK_N) < end
+        # k: [BLOCK_N, HEAD_DIM]; rows past the block are other keys, hidden below
+        k = load_tile(k_desc, k_ptr, stride_ks, b, h, start, end, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
+        s = tl.where(seen[None, :], scores(q, k, PRECISION), float("-inf"))
+        # v: [BLOCK_N, HEAD_DIM_V]
+        v = load_tile(
+            v_desc, v_ptr, stride_vs, b, h, start, end, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA
+        )
+        # bounds one step and id two steps ahead: the loads above never wait for a chain of three
+        start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, some)
+        block = tl.load(list_ptr + tl.minimum(i + 2, count - 1))
+        acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
+    return acc, total, peak
+
+
+@triton.jit
+def partial_steps(
+    acc, total, peak, q, q_rows, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h,
+    list_ptr, entry, stop, tiles, offsets_ptr, s_q, s_kv, last_seen, qk_scale, SIZE: tl.constexpr,
+    DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr,
+    BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, IS_UNIFORM: tl.constexpr, IS_CAUSAL:
+    tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to entries [entry, stop) in `tiles` masked tiles: short, variable or causal blocks."""
+    live = entry < stop
+    block = tl.load(list_ptr + entry, mask=live, other=0)
+    start, end = block_range(block, offsets_ptr, s_kv, SIZE, IS_UNIFORM, live)
+    for _ in range(0, tiles):
+        cols = start + tl.arange(0, BLOCK_N)
+        # k: [BLOCK_N, HEAD_DIM]; rows past the block are other keys, hidden below
+        k = load_tile(k_desc, k_ptr, stride_ks, b, h, start, end, DIM, BLOCK_N, HEAD_DIM, USE_TMA)
+        s = scores(q, k, PRECISION)
+        seen = (cols < end)[None, :]
+        if IS_CAUSAL:
+            seen = seen & (cols[None, :] <= (q_rows + (s_kv - s_q))[:, None])
+        s = tl.where(seen, s, float("-inf"))
+        # v: [BLOCK_N, HEAD_DIM_V]
+        v = load_tile(
+            v_desc, v_ptr, stride_vs, b, h, start, end, DIM_V, BLOCK_N, HEAD_DIM_V, USE_TMA
+        )
+        acc, total, peak = softmax_step(acc, total, peak, s, v, qk_scale, PRECISION)
+        start += BLOCK_N
+        past = start >= (tl.minimum(end, last_seen + 1) if IS_CAUSAL else end)
+        entry += past.to(tl.int32)
+        live = entry < stop
+        block = tl.load(list_ptr + entry, mask=live, other=0)
+        next_start, end = block_range(block, offsets_ptr, s_kv, SIZE, IS_UNIFORM, live)
+        start = tl.where(past, next_start, start)
+    return acc, total, peak
+
+
+@triton.jit
+def add_tail(
+    acc, q_ptr, stride_qs, q_rows, q_end, tail_ptr, stride_td, weight, DIM: tl.constexpr, DIM_V:
+    tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return acc + weight * q @ tail, in slices of the head dim: all of q as a register operand
+    would spill."""
+    for d in tl.range(0, HEAD_DIM, 16, num_stages=1):
+        dims = d + tl.arange(0, 16)
+        inside = (q_rows < q_end)[:, None] & (dims < DIM)[None, :]
+        # q: [BLOCK_M, 16], tail: [16, HEAD_DIM_V]
+        at = q_ptr + q_rows.to(tl.int64)[:, None] * stride_qs + dims[None, :]
+        part = tl.load(at, mask=inside, other=0.0)
+        t = load_rows(tail_ptr, stride_td, dims, dims < DIM, DIM_V, HEAD_DIM_V)
+        part = (part.to(tl.float32) * weight[:, None]).to(part.dtype)
+        acc = dot(part, t.to(part.dtype), acc, PRECISION)
+    return acc

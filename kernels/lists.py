@@ -1,5 +1,5 @@
-"""Pack a dense block choice into lists: kv_count [B, H, M], kv_index [B, H, M, C], ids ascending,
-packed left.
+"""Choose the best blocks of each row, and pack a dense choice into lists: kv_count [B, H, M],
+kv_index [B, H, M, C], ids ascending, packed left.
 
 The form of FlashAttention-4 and FlexAttention, used by every method. On the device, without a sync.
 """
@@ -10,6 +10,26 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.pool import pick
+
+
+def top_blocks(score: Tensor, k: int, *, impl: str = "auto") -> Tensor:
+    """Return int8 [B, H, M, N], 1 at the k largest scores of each row and 0 elsewhere.
+
+    score: [B, H, M, N] floating; k in [1, N]. Among equal scores any may be taken.
+
+    >>> top_blocks(torch.tensor([[[[0.5, 2.0, 1.0]]]]), 2).tolist()
+    [[[[0, 1, 1]]]]
+    """
+    n = score.shape[-1]
+    if score.dim() != 4 or not score.is_floating_point() or not 1 <= k <= n:
+        got = f"{score.dtype} {list(score.shape)}, k={k}"
+        raise ValueError(f"score must be floating [B, H, M, N] with k in [1, N], got {got}")
+    if pick(score[..., :1], impl) == "triton" and score.dtype == torch.float32 and n <= 16384:
+        from dit_sparse.kernels import passes
+
+        return passes.top_blocks(score, k)
+    best = score.topk(k, dim=-1, sorted=False).indices
+    return torch.zeros_like(score, dtype=torch.int8).scatter_(-1, best, 1)
 
 
 def pack_lists(
@@ -26,14 +46,13 @@ def pack_lists(
     """
     n = block_mask.shape[-1]
     if block_mask.dtype not in (torch.bool, torch.int8) or block_mask.dim() != 4:
-        raise ValueError(
-            "block_mask must be bool or int8 [B, H, M, N], "
-            f"got {block_mask.dtype} {list(block_mask.shape)}"
-        )
+        got = f"{block_mask.dtype} {list(block_mask.shape)}"
+        raise ValueError(f"block_mask must be bool or int8 [B, H, M, N], got {got}")
     capacity = n if capacity is None else capacity
     if not 0 <= capacity <= n:
         raise ValueError(f"capacity must lie in [0, {n}], got {capacity}")
-    if pick(block_mask, impl) == "triton":
+    # one element: the kernel has no limit on the axis that `pick` takes for the head dim
+    if pick(block_mask[..., :1], impl) == "triton":
         from dit_sparse.kernels import passes
 
         return passes.pack_lists(block_mask, capacity)

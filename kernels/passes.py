@@ -5,6 +5,9 @@ by pool.py, permute.py and lists.py, which state formulas, shapes and users. Lim
 to 256 (moments: 128).
 """
 
+# Triton's launch syntax, kernel[grid](...), has no types
+# pyright: reportIndexIssue=false, reportCallIssue=false
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from dit_sparse.kernels._jit import block_range, dot, load_rows
 from dit_sparse.kernels._tune import power_of_2
-from dit_sparse.kernels.contract import Cut, per_head
+from dit_sparse.kernels.contract import Columns, Cut, per_head
 
 
 @triton.jit
@@ -79,17 +82,26 @@ def moments_kernel(
         start, end = block_range(
             block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
         )
-        outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
-        k_sum = tl.zeros([BLOCK_D], tl.float32)
-        v_sum = tl.zeros([BLOCK_V], tl.float32)
-        for first in range(start, end, TILE):
-            rows = first + tl.arange(0, TILE)
+        if SIZE <= TILE:
+            # no inner loop: the tiles of the next blocks load while this one computes
+            rows = start + tl.arange(0, TILE)
             # k: [TILE, BLOCK_D], v: [TILE, BLOCK_V]
             k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
             v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
-            outer = dot(tl.trans(k), v, outer, PRECISION)
-            k_sum += tl.sum(k.to(tl.float32), 0)
-            v_sum += tl.sum(v.to(tl.float32), 0)
+            outer = dot(tl.trans(k), v, tl.zeros([BLOCK_D, BLOCK_V], tl.float32), PRECISION)
+            k_sum = tl.sum(k.to(tl.float32), 0)
+            v_sum = tl.sum(v.to(tl.float32), 0)
+        else:
+            outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
+            k_sum = tl.zeros([BLOCK_D], tl.float32)
+            v_sum = tl.zeros([BLOCK_V], tl.float32)
+            for first in range(start, end, TILE):
+                rows = first + tl.arange(0, TILE)
+                k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
+                v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
+                outer = dot(tl.trans(k), v, outer, PRECISION)
+                k_sum += tl.sum(k.to(tl.float32), 0)
+                v_sum += tl.sum(v.to(tl.float32), 0)
         count = tl.maximum(end - start, 1).to(tl.float32)
         # sum (k - kbar)^T v = k^T v - n kbar^T vbar, in float32: no rounding of centred keys
         outer -= k_sum[:, None] * (v_sum / count)[None, :]
@@ -116,6 +128,52 @@ def pack_kernel(mask_ptr, count_ptr, index_ptr, n, capacity, BLOCK: tl.constexpr
         tl.store(index_ptr + row * capacity + place, at, mask=(kept != 0) & (place < capacity))
         count += tl.sum(kept, 0)
     tl.store(count_ptr + row, tl.minimum(count, capacity))
+
+
+@triton.jit
+def terms_kernel(
+    bias_ptr, mask_ptr, out_ptr, stride_bb, stride_bh, stride_mb, stride_mh, stride_mm, heads,
+    rows, n, padded, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) % rows
+    bh = tl.program_id(0) // rows
+    b = (bh // heads).to(tl.int64)
+    h = (bh % heads).to(tl.int64)
+    bias_ptr += b * stride_bb + h * stride_bh
+    mask_ptr += b * stride_mb + h * stride_mh + row.to(tl.int64) * stride_mm
+    out_ptr += tl.program_id(0).to(tl.int64) * padded
+    for base in range(0, padded, BLOCK):
+        at = base + tl.arange(0, BLOCK)
+        seen = at < n
+        add = tl.zeros([BLOCK], tl.float32)
+        if HAS_BIAS:
+            add = tl.load(bias_ptr + at, mask=seen, other=0.0) * 1.4426950408889634
+        if HAS_MASK:
+            seen = tl.load(mask_ptr + at, mask=seen, other=0) != 0
+        tl.store(out_ptr + at, tl.where(seen, add, float("-inf")), mask=at < padded)
+
+
+@triton.jit
+def top_kernel(score_ptr, level_ptr, n, k, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    # score: [BLOCK] float32 -> unsigned integers of the same order; 0 is below every score
+    bits = tl.load(score_ptr + row * n + at, mask=at < n, other=0.0).to(tl.uint32, bitcast=True)
+    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+    key = tl.where(at < n, key, tl.zeros([BLOCK], tl.uint32))
+    # the k-th largest key, bit by bit from the top
+    edge = tl.zeros([], tl.uint32)
+    bit = tl.full([], 0x80000000, tl.uint32)
+    for _ in range(32):
+        higher = edge | bit
+        edge = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= k, higher, edge)
+        bit = bit >> 1
+    above = (key > edge).to(tl.int32)
+    tie = ((key == edge) & (at < n)).to(tl.int32)
+    # equal scores: the first ones
+    first = tl.cumsum(tie, 0) <= k - tl.sum(above, 0)
+    keep = above | (tie & first.to(tl.int32))
+    tl.store(level_ptr + row * n + at, keep.to(tl.int8), mask=at < n)
 
 
 def _offsets(cut: Cut, x: Tensor, stand_in: Tensor) -> Tensor:
@@ -164,8 +222,9 @@ def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tenso
     k, v = _rows(k), _rows(v)
     batch, heads, tokens, dim = k.shape
     dim_v, blocks = v.shape[3], cut.count(tokens)
-    # two programs per multiprocessor of a large GPU; each writes one partial matrix
-    chunk = max(1, -(-blocks * batch * heads // 264))
+    # about one program per multiprocessor of a large GPU (registers allow no second one); each
+    # writes one partial matrix
+    chunk = max(1, -(-blocks * batch * heads // 132))
     chunks = -(-blocks // chunk)
     f32 = {"device": k.device, "dtype": torch.float32}
     kbar, vbar = (torch.empty(batch, heads, blocks, n, **f32) for n in (dim, dim_v))
@@ -192,3 +251,37 @@ def pack_lists(block_mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         mask, count, index, n, capacity, BLOCK=min(1024, power_of_2(n)), num_warps=4
     )
     return count, index
+
+
+def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:
+    """Return log2 e * bias, -inf where hidden, as float32 [B, H, M, C2 padded to `block`].
+
+    One addend for the attention kernel's inner loop; axes that every input shares have stride 0.
+    """
+    bias, mask, k = columns.bias, columns.mask, columns.k
+    n, padded = k.shape[2], -(-k.shape[2] // block) * block
+    given = [x for x in (bias, mask) if x is not None]
+    batch = max([x.shape[0] for x in given], default=1)
+    own = heads if any(x.shape[1] > 1 for x in given) else 1
+    own_rows = 1 if mask is None else rows
+    out = torch.empty(batch, own, own_rows, padded, device=k.device, dtype=torch.float32)
+    bias_ = out[:, :, 0] if bias is None else _rows(per_head(bias, batch, own))
+    mask_ = out if mask is None else _rows(per_head(mask, batch, own)).view(torch.int8)
+    terms_kernel[(batch * own * own_rows,)](
+        bias_, mask_, out, *bias_.stride()[:2], *mask_.stride()[:3], own, own_rows, n, padded,
+        HAS_BIAS=bias is not None, HAS_MASK=mask is not None, BLOCK=min(1024, power_of_2(padded)),
+        num_warps=4,
+    )  # fmt: skip
+    return out.expand(k.shape[0], heads, rows, padded)
+
+
+def top_blocks(score: Tensor, k: int) -> Tensor:
+    """Launch top_kernel; see lists.top_blocks."""
+    score = score.contiguous()
+    level = torch.empty(score.shape, device=score.device, dtype=torch.int8)
+    n = score.shape[-1]
+    block = power_of_2(n)
+    top_kernel[(score.numel() // n,)](
+        score, level, n, k, BLOCK=block, num_warps=min(16, max(1, block // 512))
+    )
+    return level

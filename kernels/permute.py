@@ -71,7 +71,7 @@ def permute_tokens(
     if order.shape[0] == order.shape[1] == 1:
         flat = order[0, 0].long()
         if inverse:
-            flat = torch.empty_like(flat).scatter_(
+            flat = torch.zeros_like(flat).scatter_(
                 0, flat, torch.arange(len(flat), device=flat.device)
             )
         out = x.index_select(2, flat)

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.contract import Cut
-from dit_sparse.kernels.lists import pack_lists
+from dit_sparse.kernels.lists import pack_lists, top_blocks
 from dit_sparse.kernels.permute import permute_tokens
 from dit_sparse.kernels.pool import block_moments, pool_blocks
 
@@ -57,3 +57,15 @@ def test_lists(impl):
         want, ids = reference.pack_lists(chosen, capacity)
         listed = torch.arange(ids.shape[-1], device=DEVICE) < want[..., None]
         assert torch.equal(count, want) and torch.equal(index * listed, ids * listed)
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_top_blocks(impl):
+    """k of each row are kept and none of the rest is larger: signs, ties, infinities."""
+    score = torch.randn(2, 3, 5, 37, device=DEVICE)
+    score[0], score[1, 0, 0], score[1, 1, :, ::2] = score[0].round(), 0.0, float("-inf")
+    for k in (1, 7, 25, 37):
+        kept = top_blocks(score, k, impl=impl).bool()
+        assert (kept.sum(-1) == k).all()
+        least = score.masked_fill(~kept, float("inf")).amin(-1)
+        assert (score.masked_fill(kept, float("-inf")).amax(-1) <= least).all()

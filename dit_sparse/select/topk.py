@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.lists import top_blocks
 
 
 def check_keep(keep: float) -> None:
@@ -32,8 +33,7 @@ class TopK:
         return max(1, floor(self.keep * columns + 1e-6))
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
-        best = score.topk(self.capacity(score.shape[-1]), dim=-1, sorted=False).indices
-        return torch.zeros_like(score, dtype=torch.int8).scatter_(-1, best, 1)
+        return top_blocks(score, self.capacity(score.shape[-1]), impl=ctx.impl)
 
 
 @dataclass(frozen=True)

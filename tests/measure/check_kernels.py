@@ -1,8 +1,7 @@
-"""Check and time the kernels on a CUDA machine: `python tests/measure/check_kernels.py --out
-result.json`.
+"""Check and time the kernels on a CUDA machine: `python tests/measure/check_kernels.py`.
 
 Correctness at real sizes against float64 on sampled query rows, speed at the shapes of
-SHAPES with dense baselines of the same run, a bounded sweep of tiles, and the one-pass
+performance.md with dense baselines of the same run, a bounded sweep of tiles, and the one-pass
 tools in GB/s. About two minutes with compilation. `--tiny` runs the same code at toy sizes without
 timing (with TRITON_INTERPRET=1 also on a CPU).
 """
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # the kernels need torch and triton only: run on a machine that has nothing else of the package's
 # dependencies
@@ -24,90 +22,46 @@ if "dit_sparse" not in sys.modules:
     sys.modules["dit_sparse"] = types.ModuleType("dit_sparse")
     sys.modules["dit_sparse"].__path__ = [str(Path(__file__).resolve().parents[2])]
 
-from dit_sparse.kernels import block_sparse, reference
-from dit_sparse.kernels._tune import Config
-from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention
-from dit_sparse.kernels.lists import pack_lists
-from dit_sparse.kernels.permute import permute_tokens
-from dit_sparse.kernels.pool import block_moments, pool_blocks
+from check_passes import check_passes
+from kernel_times import DENSITIES, SHAPES, random_lists, timing_jobs
 
-SHAPES = {"A": (12, 32768, 128), "B": (6, 118784, 128), "C": (48, 17664, 64)}
-DENSITIES = (0.5, 0.25, 0.1, 0.05)
-SWEEP = {
-    "A": [
-        Config(128, 64, 4, 3, 32),
-        Config(128, 64, 4, 2, 32),
-        Config(128, 64, 4, 4, 32),
-        Config(128, 128, 8, 2, 32),
-        Config(128, 64, 8, 3, 32),
-        Config(64, 64, 4, 3, 64),
-    ],
-    "C": [
-        Config(64, 64, 4, 3, 64),
-        Config(64, 64, 4, 4, 64),
-        Config(64, 64, 4, 2, 64),
-        Config(128, 64, 4, 3, 64),
-        Config(128, 128, 8, 3, 64),
-        Config(64, 128, 4, 3, 64),
-    ],
-}
+from dit_sparse.kernels import block_sparse, reference
+from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention
+
 # (name, dtype, heads, kv heads, Sq, Skv, D, q block, kv block, keep, extras)
+# fmt: off
 ROWS = [
     ("A-like", "bfloat16", 4, 4, 8192, 8192, 128, 128, 128, 0.1, {}),
     ("ragged", "bfloat16", 4, 4, 8000, 8100, 128, 128, 128, 0.2, {"strided": True}),
     ("block 64", "float16", 4, 4, 8192, 8192, 64, 64, 64, 0.1, {}),
-    (
-        "columns tail",
-        "bfloat16",
-        4,
-        4,
-        8192,
-        8192,
-        128,
-        64,
-        64,
-        0.1,
-        {"columns": 128, "tail": True},
-    ),
-    (
-        "columns rescale",
-        "bfloat16",
-        4,
-        4,
-        4096,
-        4096,
-        64,
-        64,
-        64,
-        0.1,
-        {"columns": 64, "tail": True, "gain": 6.0},
-    ),
+    ("columns tail", "bfloat16", 4, 4, 8192, 8192, 128, 64, 64, 0.1, {"columns": 128, "tail":
+     True}),
+    ("columns rescale", "bfloat16", 4, 4, 4096, 4096, 64, 64, 64, 0.1, {"columns": 64, "tail":
+     True, "gain": 6.0}),
     ("causal grouped", "bfloat16", 8, 2, 4000, 8100, 128, 128, 128, 0.5, {"causal": True}),
     ("variable", "bfloat16", 2, 2, 6000, 6000, 128, "cut", "cut", 0.2, {}),
+    ("unequal tiles", "bfloat16", 2, 2, 6000, 6000, 128, "boxes", "boxes", 0.2, {"columns": 90,
+     "tail": True, "strided": True}),
+    ("unequal d 64", "bfloat16", 2, 2, 6000, 6000, 64, 128, "boxes", 0.2, {}),
+    ("ragged columns", "bfloat16", 4, 2, 8100, 8100, 128, 128, 128, 0.1, {"columns": 64, "tail":
+     True, "strided": True}),
     ("d 72", "bfloat16", 2, 2, 4096, 4096, 72, 128, 128, 0.3, {}),
     ("d 96 pointers", "float16", 2, 2, 4096, 4096, 96, 128, 64, 0.3, {"tma": False}),
     ("d 256", "bfloat16", 2, 2, 4096, 4096, 256, 128, 128, 0.3, {}),
     ("float32 d 128", "float32", 2, 2, 4096, 4096, 128, 128, 128, 0.2, {"columns": 40}),
     ("float32 d 64", "float32", 2, 2, 4096, 4096, 64, 64, 64, 0.2, {}),
 ]
-
-
-def random_lists(heads, rows, blocks, keep, device):
-    """Return one random ascending list of the same length per (head, query block)."""
-    kept = max(1, round(keep * blocks))
-    index = (
-        torch.rand(1, heads, rows, blocks, device=device)
-        .topk(kept, -1)
-        .indices.sort(-1)
-        .values.int()
-    )
-    return torch.full((1, heads, rows), kept, device=device, dtype=torch.int32), index
+# fmt: on
 
 
 def cut_of(kind, tokens, heads, device):
-    """Return a uniform Cut, or for "cut" random clusters with some empty ones."""
-    if kind != "cut":
+    """Return a uniform Cut, for "cut" random clusters, some empty, for "boxes" 50 to 64."""
+    if isinstance(kind, int):
         return Cut(kind)
+    if kind == "boxes":
+        edges = torch.linspace(0, tokens, tokens // 56 + 1, device=device).round()
+        edges[1:-1] += torch.randint(-3, 4, (len(edges) - 2,), device=device)
+        return Cut(64, edges.int()[None, None])
     n = max(2, tokens // 90)
     inner = torch.randint(0, tokens + 1, (1, heads, n - 1), device=device).sort(-1).values
     offsets = F.pad(F.pad(inner, (1, 0)), (0, 1), value=tokens).int()
@@ -199,16 +153,6 @@ def check_row(row, shrink, device):
     return name, round(worst, 3)
 
 
-def median_ms(call, tiny, rep=60):
-    """Return the median time of call in ms (L2 flushed between launches)."""
-    if tiny:
-        call()
-        return 1.0
-    from triton.testing import do_bench
-
-    return do_bench(call, warmup=15, rep=rep, return_mode="median")
-
-
 def attempt(call, *args):
     """Return call(*args), or the first line of its error as text."""
     try:
@@ -216,71 +160,6 @@ def attempt(call, *args):
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         return f"error: {text.splitlines()[0][:70]}"
-
-
-def time_dense(shape, backend, tiny, device):
-    """Return useful TFLOP/s of dense SDPA with one backend."""
-    h, s, d = shape
-    q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
-    with sdpa_kernel([backend]):
-        ms = median_ms(lambda: F.scaled_dot_product_attention(q, k, v), tiny, 40)
-    return round(4 * h * s * s * d / ms / 1e9, 1)
-
-
-def time_sparse(shape, size, keep, tiny, device, config=None, extras="", short=0):
-    """Return useful TFLOP/s (kept blocks only) of the Triton kernel."""
-    h, s, d = shape
-    s -= short
-    q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
-    n = -(-s // size)
-    lists = random_lists(h, n, n, keep, device)
-    options = {}
-    if extras:
-        c = (torch.randn(1, h, n, d, device=device, dtype=torch.bfloat16) for _ in range(2))
-        mask = torch.ones(1, h, n, n, device=device, dtype=torch.bool).scatter(
-            -1, lists[1].long(), False
-        )
-        options["columns"] = Columns(*c, torch.full((1, h, n), 4.0, device=device), mask)
-        if extras == "tail":
-            options["tail"] = torch.randn(1, h, d, d, device=device, dtype=torch.bfloat16)
-    run = block_sparse.block_sparse_attention
-    ms = median_ms(
-        lambda: run(q, k, v, *lists, q_blocks=size, kv_blocks=size, config=config, **options), tiny
-    )
-    kept = int(lists[0][0, 0, 0]) / n
-    return round(4 * h * s * s * d * kept / ms / 1e9, 1)
-
-
-def time_passes(shape, tiny, device):
-    """Return GB/s (bytes read and written once) and ms of the one-pass tools."""
-    h, s, d = shape
-    x, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(2))
-    order = torch.randperm(s, device=device).view(1, 1, s).int()
-    # the order of a video in 8 x 16 patches of a 32 x 64 frame, a real arrangement
-    tiles = (
-        torch.arange(s // 2048 * 2048, device=device)
-        .view(-1, 4, 8, 4, 16)
-        .transpose(2, 3)
-        .reshape(-1)
-    )
-    tiles = torch.cat((tiles, torch.arange(len(tiles), s, device=device))).view(1, 1, s).int()
-    chosen = torch.rand(1, h, s // 128, s // 128, device=device) < 0.1
-    size = x.numel() * 2
-    calls = {
-        "pool 128": (size, lambda: pool_blocks(x, 128, impl="triton")),
-        "pool 64": (size, lambda: pool_blocks(x, 64, impl="triton")),
-        "permute tiles": (2 * size, lambda: permute_tokens(x, tiles, impl="triton")),
-        "permute random": (2 * size, lambda: permute_tokens(x, order, impl="triton")),
-        "permute + means": (2 * size, lambda: permute_tokens(x, tiles, blocks=128, impl="triton")),
-        "restore": (2 * size, lambda: permute_tokens(x, tiles, inverse=True, impl="triton")),
-        "moments 64": (2 * size, lambda: block_moments(x, v, 64, impl="triton")),
-        "pack lists": (chosen.numel() * 5, lambda: pack_lists(chosen, impl="triton")),
-    }
-    times = {name: attempt(median_ms, call, tiny, 20) for name, (_, call) in calls.items()}
-    return {
-        n: t if isinstance(t, str) else (round(calls[n][0] / t / 1e6), round(t, 4))
-        for n, t in times.items()
-    }
 
 
 def main() -> None:
@@ -297,14 +176,8 @@ def main() -> None:
     begin, tiny = time.monotonic(), args.tiny
     shapes = {n: (1, 256, d) for n, (_, _, d) in SHAPES.items()} if tiny else SHAPES
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    result = {
-        "device": name,
-        "torch": torch.__version__,
-        "check": {},
-        "dense": {},
-        "sparse": {},
-        "sweep": {},
-    }
+    result = {"device": name, "torch": torch.__version__}
+    result |= {part: {} for part in ("check", "dense", "sparse", "sweep")}
     # main figures first, so that a slow compiler costs only the tail of the sweep
     jobs = []
     if "check" in args.parts:
@@ -312,56 +185,8 @@ def main() -> None:
             ("check", row[0], lambda row=row: check_row(row, 32 if tiny else 1, device)[1])
             for row in ROWS
         ]
-    if "time" in args.parts:
-        backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-        for s in shapes:
-            jobs += [
-                (
-                    "sparse",
-                    f"{s} block {b} keep {p}",
-                    lambda s=s, b=b, p=p: time_sparse(shapes[s], b, p, tiny, device),
-                )
-                for b in (128, 64)
-                for p in DENSITIES
-            ]
-            jobs += [
-                ("dense", f"{s} {n}", lambda s=s, b=b: time_dense(shapes[s], b, tiny, device))
-                for n, b in backends.items()
-            ]
-        for s in ("A", "C"):
-            for label, kind in (("columns", "columns"), ("columns+tail", "tail")):
-                jobs += [
-                    (
-                        "sparse",
-                        f"{s} block {b} keep 0.1 {label}",
-                        lambda s=s, b=b, k=kind: time_sparse(
-                            shapes[s], b, 0.1, tiny, device, extras=k
-                        ),
-                    )
-                    for b in (128, 64)
-                ]
-            jobs.append(
-                (
-                    "sparse",
-                    f"{s} block 128 keep 0.1 ragged",
-                    lambda s=s: time_sparse(shapes[s], 128, 0.1, tiny, device, short=60),
-                )
-            )
-    if "passes" in args.parts:
-        jobs += [("passes", s, lambda s=s: time_passes(shapes[s], tiny, device)) for s in ("A",)]
-    if "sweep" in args.parts:
-        for s, configs in SWEEP.items():
-            for c in configs:
-                label = f"{s} {c.block_m}x{c.block_n} w{c.num_warps} s{c.num_stages}"
-                jobs.append(
-                    (
-                        "sweep",
-                        label,
-                        lambda s=s, c=c: [
-                            time_sparse(shapes[s], 128, p, tiny, device, c) for p in (0.5, 0.1)
-                        ],
-                    )
-                )
+        jobs.append(("check", "passes", lambda: check_passes(tiny, device)))
+    jobs += timing_jobs(shapes, args.parts, tiny, device)
     for part, label, call in jobs:
         if time.monotonic() - begin > args.seconds:
             result.setdefault("skipped", []).append(f"{part} {label}")
