@@ -56,10 +56,14 @@ class Plan:
         return -below.diff(dim=-2).diff(dim=-1)
 
     def density(self) -> Tensor:
-        """Return the exact share of the visible query-key pairs, a 0-d float32 tensor."""
-        keep, pairs = self.level == 1, self.pairs().float()
+        """Return the share of the visible query-key pairs that is computed, a 0-d float32 tensor.
+
+        A block of level l has 2^(l-1) times fewer pairs to compute; one of level 0 has none.
+        """
+        level, pairs = self.level, self.pairs().float()
+        work = torch.where(level > 0, torch.exp2(1.0 - level), 0.0)
         share = pairs / pairs.sum((-2, -1), keepdim=True)
-        return (keep * share).sum() / (keep.shape[0] * keep.shape[1])
+        return (work * share).sum() / (level.shape[0] * level.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,11 @@ class Method:
             level = self.select(score, layout, ctx)
         # text rows and columns are kept exactly, whatever the method: written once, here
         text_q, text_kv = layout.q.text_blocks, layout.kv.text_blocks
+        skipped = ~level.flatten(-2).any(-1)[..., None, None]
         level = torch.nn.functional.pad(level, (0, text_kv, 0, text_q), value=1)
+        if text_q or text_kv:
+            # a head of which nothing at all is kept is skipped whole, its text too
+            level = level.masked_fill(skipped, 0)
         capacity = self.select.capacity(layout.kv.video)
         if text_q or ctx.causal or capacity is None:
             capacity = None

@@ -231,12 +231,14 @@ def _density_is_counted(found: Entry) -> None:
         q, kv = (blocks.sizes(plan.level.device).expand(2, 2, -1) for blocks in plan.layout)
         counted = torch.stack(
             [
-                (plan.level[b, h] == 1).repeat_interleave(q[b, h], 0).repeat_interleave(kv[b, h], 1)
+                plan.level[b, h].repeat_interleave(q[b, h], 0).repeat_interleave(kv[b, h], 1)
                 for b in range(2)
                 for h in range(2)
             ]
-        )
-        assert abs(counted.double().mean().item() - plan.density().item()) < 1e-5
+        ).double()
+        # a pooled level l has one column for 2^(l-1) keys
+        counted = (counted > 0) * 2 ** (1 - counted)
+        assert abs(counted.mean().item() - plan.density().item()) < 1e-5
 
 
 def _is_documented(found: Entry) -> None:

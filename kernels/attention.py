@@ -62,6 +62,7 @@ def block_sparse_attention(
     kv_blocks: Cut | int,
     columns: Columns | None = None,
     tail: Tensor | None = None,
+    row_mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
     impl: str = "auto",
@@ -77,6 +78,8 @@ def block_sparse_attention(
         may be multiplied by a weight of 0
     columns: see Columns; tail: [B, H or Hkv, D, Dv], adds (mass of the columns / total mass) *
         scale * q @ tail
+    row_mask: None or bool/int8 [B, H or 1, Sq, N], which of its listed key blocks each single query
+        sees (queries of one block that choose for themselves; the list is their union)
     causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their
         mask alone)
     scale: default D ** -0.5; impl: auto, triton, torch or reference; an explicit choice never
@@ -98,28 +101,31 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes
     if not torch.compiler.is_compiling():
-        check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, scale)
+        check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, row_mask, scale)
     c = columns or Columns(None, None)  # type: ignore[arg-type]
     if c.k is not None and c.k.shape[2] == 0:
         c, tail = Columns(None, None), None  # type: ignore[arg-type]
     return torch.ops.dit_sparse.block_sparse_attention(
         q, k, v, kv_count, kv_index, q_blocks.size, q_blocks.offsets, kv_blocks.size,
-        kv_blocks.offsets, c.k, c.v, c.bias, c.mask, tail, causal, scale, impl,
+        kv_blocks.offsets, c.k, c.v, c.bias, c.mask, c.count, c.index, c.group, tail, row_mask,
+        causal, scale, impl,
     )  # fmt: skip
 
 
 def _dispatch(
     q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
-    col_mask, tail, causal, scale, impl,
+    col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
 ):  # fmt: skip
     name = implementation(q)[0] if impl == "auto" else impl
     if name == "triton" and _triton_missing():
         raise RuntimeError(f"impl='triton' cannot run: {_triton_missing()}")
     module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
-    columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
+    columns = None
+    if col_k is not None:
+        columns = Columns(col_k, col_v, col_bias, col_mask, col_count, col_index, col_group)
     return module.block_sparse_attention(
         q, k, v, kv_count, kv_index, q_blocks=Cut(q_size, q_offsets), kv_blocks=Cut(kv_size,
-        kv_offsets), columns=columns, tail=tail, causal=causal, scale=scale,
+        kv_offsets), columns=columns, tail=tail, row_mask=row_mask, causal=causal, scale=scale,
     )  # fmt: skip
 
 
@@ -127,13 +133,14 @@ def _dispatch(
 def _attention_op(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets:
     Tensor | None, kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor |
-    None, col_bias: Tensor | None, col_mask: Tensor | None, tail: Tensor | None, causal: bool,
+    None, col_bias: Tensor | None, col_mask: Tensor | None, col_count: Tensor | None, col_index:
+    Tensor | None, col_group: int, tail: Tensor | None, row_mask: Tensor | None, causal: bool,
     scale: float, impl: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, _ = allocate(q, v.shape[-1])
     result = _dispatch(
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
-        col_bias, col_mask, tail, causal, scale, impl,
+        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
     )  # fmt: skip
     if result[0].stride() == out.stride():
         return result
@@ -144,9 +151,11 @@ def _attention_op(
 @_attention_op.register_fake
 def _attention_fake(
     q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
-    col_mask, tail, causal, scale, impl,
+    col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
 ):  # fmt: skip
-    columns = None if col_k is None else Columns(col_k, col_v, col_bias, col_mask)
+    columns = None
+    if col_k is not None:
+        columns = Columns(col_k, col_v, col_bias, col_mask, col_count, col_index, col_group)
     check(
         q,
         k,
@@ -157,13 +166,14 @@ def _attention_fake(
         Cut(kv_size, kv_offsets),
         columns,
         tail,
+        row_mask,
         scale,
     )
     return allocate(q, v.shape[-1])
 
 
 # places of the differentiable inputs: q, k, v, col_k, col_v, col_bias, tail
-_PLACES = (0, 1, 2, 9, 10, 11, 13)
+_PLACES = (0, 1, 2, 9, 10, 11, 16)
 
 
 def _record() -> torch._C._ForceDispatchKeyGuard:
@@ -186,11 +196,12 @@ def _backward_op(
     grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor,
     kv_index: Tensor, q_size: int, q_offsets: Tensor | None, kv_size: int, kv_offsets: Tensor |
     None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None, col_mask: Tensor |
-    None, tail: Tensor | None, causal: bool, scale: float,
+    None, col_count: Tensor | None, col_index: Tensor | None, col_group: int, tail: Tensor | None,
+    row_mask: Tensor | None, causal: bool, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     args = [
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
-        col_bias, col_mask, tail, causal, scale, "torch",
+        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, "torch",
     ]  # fmt: skip
     with torch.enable_grad(), _record():
         for place in _PLACES:

@@ -192,9 +192,9 @@ def describe(x: Tensor, block: int, head_dim: int) -> TensorDescriptor | None:
 
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
-    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
-    = False, scale: float | None = None, config: _tune.Config | None = None, tma: bool | None =
-    None,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, row_mask:
+    Tensor | None = None, causal: bool = False, scale: float | None = None, config:
+    _tune.Config | None = None, tma: bool | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the kernel; arguments as in attention.py, `config` and `tma` override the table
     (benchmarks)."""

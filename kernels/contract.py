@@ -13,6 +13,7 @@ from torch import Tensor
 
 # what a caller may ask for; "auto" chooses by device and never stands for "reference"
 IMPLS = ("auto", "triton", "torch", "reference")
+_CHOICE = (torch.bool, torch.int8)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -42,15 +43,20 @@ class Columns:
 
     k: [B, H or Hkv, C2, D], v: [B, H or Hkv, C2, Dv]
     bias: None or float32 [B or 1, H or 1, C2], added to the scaled logit (log n for a group of n
-        tokens)
+        tokens); -inf hides a column
     mask: None or bool/int8 [B or 1, H or 1, M, C2], which query block sees which column (None: all
         see all)
+    count, index: instead of a mask, int32 [B, H, M] and [B, H, M, L]: each query block sees the
+        listed groups of `group` consecutive columns (the last group may be short), packed left
     """
 
     k: Tensor
     v: Tensor
     bias: Tensor | None = None
     mask: Tensor | None = None
+    count: Tensor | None = None
+    index: Tensor | None = None
+    group: int = 1
 
 
 def as_cut(blocks: Cut | int) -> Cut:
@@ -109,6 +115,19 @@ def _shaped(name: str, x: object, *axes: object, dtype: object = None) -> None:
         raise ValueError(f"{name} must be {word} of shape [{sizes}], got {_text(x)}")
 
 
+def _check_lists(columns: Columns, batch: int, heads: int, rows: int) -> None:
+    """Raise one clear line unless the lists of `columns` are absent or complete."""
+    count, index, group = columns.count, columns.index, columns.group
+    if count is None and index is None:
+        return
+    if columns.mask is not None or count is None or index is None:
+        _fail("columns", "given either a mask or both count and index", "another combination")
+    _shaped("columns.count", count, batch, heads, rows, dtype=torch.int32)
+    _shaped("columns.index", index, batch, heads, rows, index.shape[-1], dtype=torch.int32)
+    if group < 1:
+        _fail("columns.group", "a count of columns, at least 1", group)
+
+
 def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
     """Raise one clear line unless `cut` is valid for a tensor of `batch` and `heads`."""
     ok = (
@@ -125,7 +144,7 @@ def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
 
 def check(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_blocks: Cut, kv_blocks:
-    Cut, columns: Columns | None, tail: Tensor | None, scale: float,
+    Cut, columns: Columns | None, tail: Tensor | None, row_mask: Tensor | None, scale: float,
 ) -> None:  # fmt: skip
     """Raise one line naming the argument and its value if the call breaks the contract; reads no
     device data."""
@@ -162,15 +181,17 @@ def check(
         if columns.bias is not None:
             _shaped("columns.bias", columns.bias, (1, batch), (1, *groups), n, dtype=torch.float32)
         if columns.mask is not None:
-            kinds = (torch.bool, torch.int8)
-            _shaped("columns.mask", columns.mask, (1, batch), (1, heads), rows, n, dtype=kinds)
+            _shaped("columns.mask", columns.mask, (1, batch), (1, heads), rows, n, dtype=_CHOICE)
+        _check_lists(columns, batch, heads, rows)
     if tail is not None:
         if columns is None:
             _fail("tail", "given together with columns", "columns=None")
         _shaped("tail", tail, batch, groups, dim, dim_v)
-    extra = [x for x in (q_blocks.offsets, kv_blocks.offsets, tail) if x is not None]
+    if row_mask is not None:
+        _shaped("row_mask", row_mask, batch, (1, heads), s_q, blocks, dtype=_CHOICE)
+    extra = [x for x in (q_blocks.offsets, kv_blocks.offsets, tail, row_mask) if x is not None]
     if columns is not None:
-        extra += [x for x in (columns.k, columns.v, columns.bias, columns.mask) if x is not None]
+        extra += [x for x in vars(columns).values() if isinstance(x, Tensor)]
     for x in (k, v, kv_count, kv_index, *extra):
         if x.device != q.device:
             _fail("every tensor", f"on q's device {q.device}", f"{_text(x)} on {x.device}")

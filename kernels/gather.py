@@ -127,8 +127,9 @@ def _chunks(lengths: list[int], per_key: int, limit: int) -> list[tuple[int, int
 
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
-    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
-    = False, scale: float | None = None, scratch_mb: int | None = None,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, row_mask:
+    Tensor | None = None, causal: bool = False, scale: float | None = None, scratch_mb: int
+    | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute attention.block_sparse_attention by gathering; `scratch_mb` bounds the gathered
     copy."""

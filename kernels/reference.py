@@ -43,8 +43,9 @@ def dense_mask(kv_count: Tensor, kv_index: Tensor, n: int) -> Tensor:
 
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
-    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, causal: bool
-    = False, scale: float | None = None, math_dtype: torch.dtype | None = None,
+    kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, row_mask:
+    Tensor | None = None, causal: bool = False, scale: float | None = None, math_dtype:
+    torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute attention.block_sparse_attention densely; `math_dtype` overrides the arithmetic's
     dtype."""
@@ -64,6 +65,9 @@ def block_sparse_attention(
     b = torch.arange(batch, device=q.device)[:, None, None, None]
     h = torch.arange(heads, device=q.device)[None, :, None, None]
     seen = chosen[b, h, row[..., :, None], col[..., None, :]]
+    if row_mask is not None:
+        rows = torch.nn.functional.pad(per_head(row_mask, batch, heads) != 0, (0, 1))
+        seen = seen & rows.gather(3, col[..., None, :].expand(batch, heads, s_q, s_kv))
     if causal:
         last = torch.arange(s_q, device=q.device) + (s_kv - s_q)
         seen = seen & (torch.arange(s_kv, device=q.device) <= last[:, None])
@@ -81,6 +85,9 @@ def block_sparse_attention(
         )
         if columns.mask is not None:
             visible = per_head(columns.mask, batch, heads) != 0
+        if columns.index is not None:
+            groups = dense_mask(columns.count, columns.index, -(-ck.shape[2] // columns.group))
+            visible = groups.repeat_interleave(columns.group, -1)[..., : ck.shape[2]]
         visible = torch.nn.functional.pad(visible, (0, 0, 0, 1))[b[..., 0], h[..., 0], row]
         logits, values = torch.cat((logits, extra), -1), torch.cat((values, cv), -2)
         seen = torch.cat((seen, visible), -1)

@@ -160,8 +160,8 @@ def test_op(name):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
     cuts = [getattr(options[x], y) for x in ("q_blocks", "kv_blocks") for y in ("size", "offsets")]
     c = options.get("columns", Columns(None, None))
-    last = (c.k, c.v, c.bias, c.mask, options.get("tail"), False, 0.1, "torch")
-    args = (*tensors, *lists, *cuts, *last)
+    extra = (*vars(c).values(), options.get("tail"), options.get("row_mask"))
+    args = (*tensors, *lists, *cuts, *extra, False, 0.1, "torch")
     torch.library.opcheck(torch.ops.dit_sparse.block_sparse_attention.default, args)
 
 

@@ -12,31 +12,47 @@ from dit_sparse.arranged import arranged, cut, restored
 from dit_sparse.compute.remainder import Drop, Remainder
 from dit_sparse.core import QKV, Context, Plan
 from dit_sparse.kernels.attention import block_sparse_attention
+from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.lists import pack_lists
+
+# queries that choose for themselves are computed in tiles of this many, over the union of their
+# choices
+TILE = 128
 
 
 @dataclass(frozen=True)
 class Attend:
-    """Exact softmax attention over blocks of level 1; `remainder` stands for those of level 0."""
+    """Exact softmax attention over blocks of level 1; `remainder` stands for those of level 0.
+
+    per_token: the plan's query blocks are single tokens, each with its own choice (VMoBA).
+    """
 
     remainder: Remainder = Drop()
+    per_token: bool = False
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         moved = arranged(x, plan.layout, ctx)
         columns, tail = self.remainder(moved, plan, ctx)
-        kv_count, kv_index = pack_lists(plan.level == 1, plan.capacity, impl=ctx.impl)
-        out, _ = block_sparse_attention(
+        keep, q_blocks, row_mask = plan.level == 1, cut(plan.layout.q), None
+        capacity = plan.capacity
+        if self.per_token:
+            row_mask, q_blocks, capacity = keep, Cut(TILE), None
+            keep = F.pad(keep, (0, 0, 0, -keep.shape[2] % TILE)).unflatten(2, (-1, TILE)).any(3)
+        kv_count, kv_index = pack_lists(keep, capacity, impl=ctx.impl)
+        out, lse = block_sparse_attention(
             *moved,
             kv_count,
             kv_index,
-            q_blocks=cut(plan.layout.q),
+            q_blocks=q_blocks,
             kv_blocks=cut(plan.layout.kv),
             columns=columns,
             tail=tail,
+            row_mask=row_mask,
             causal=plan.causal,
             scale=ctx.scale,
             impl=ctx.impl,
         )
+        out = self.remainder.finish(out, lse, moved, plan, ctx)
         return restored(out, plan.layout.q, ctx)
 
 

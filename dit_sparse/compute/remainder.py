@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,24 +14,29 @@ from dit_sparse.kernels.contract import Columns
 from dit_sparse.kernels.pool import pool_blocks
 
 
-class Remainder(Protocol):
-    """Turns arranged tensors and a plan into extra key columns and a tail matrix."""
-
-    def __call__(
-        self, x: QKV, plan: Plan, ctx: Context
-    ) -> tuple[Columns | None, Tensor | None]: ...
-
-
 @dataclass(frozen=True)
-class Drop:
-    """Nothing: the softmax runs over the exact blocks alone."""
+class Remainder:
+    """What a remainder may do; each of the two acts has a default.
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[None, None]:
+    Called with the arranged q, k, v before the kernel, it returns what joins the softmax of the
+    exact blocks: extra key columns and a tail matrix. `finish` may change the kernel's output.
+    """
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns | None, Tensor | None]:
         return None, None
 
+    def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        """Return the output [B, H, Sq, Dv], in arranged order, from the kernel's out and lse."""
+        return out
+
 
 @dataclass(frozen=True)
-class Centroid:
+class Drop(Remainder):
+    """Nothing: the softmax runs over the exact blocks alone."""
+
+
+@dataclass(frozen=True)
+class Centroid(Remainder):
     """One key column per block: its mean key and mean value, counted n times (bias log n)."""
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns, None]:
@@ -44,7 +48,7 @@ class Centroid:
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Remainder):
     """The Taylor expansion of exp(q . k) around each block's mean key (PISA, 2602.01077).
 
     order 0: the mean key and value of each block with bias log n, for the linear term of the
