@@ -13,6 +13,7 @@ from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
+from dit_sparse.weights import layer_weights
 
 P = TypeVar("P")
 
@@ -134,4 +135,6 @@ def _prepare(
             f"{next(iter(params))!r} was given with a Method value; build it with "
             "dit_sparse.get(name, ...) instead"
         )
-    return QKV(q, k, v), Context(grid=grid, causal=causal, scale=scale, impl=impl), method
+    weights = layer_weights(method, 0, q.device)
+    ctx = Context(grid=grid, causal=causal, scale=scale, impl=impl, weights=weights)
+    return QKV(q, k, v), ctx, method

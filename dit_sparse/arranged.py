@@ -19,11 +19,17 @@ def arranged(x: QKV, layout: Layout, ctx: Context) -> QKV:
         q, kv = layout.q.order, layout.kv.order
         return QKV(
             x.q if q is None else permute_tokens(x.q, q, impl=ctx.impl),
-            x.k if kv is None else permute_tokens(x.k, kv, impl=ctx.impl),
-            x.v if kv is None else permute_tokens(x.v, kv, impl=ctx.impl),
+            x.k if kv is None else permute_tokens(_for_each(x.k, kv), kv, impl=ctx.impl),
+            x.v if kv is None else permute_tokens(_for_each(x.v, kv), kv, impl=ctx.impl),
         )
 
     return ctx.once("arranged", move)
+
+
+def _for_each(x: Tensor, order: Tensor) -> Tensor:
+    """Return keys or values repeated where the query heads of one key head have own orders."""
+    group = order.shape[1] // x.shape[1]
+    return x.repeat_interleave(group, 1) if group > 1 else x
 
 
 def restored(out: Tensor, blocks: Blocks, ctx: Context) -> Tensor:

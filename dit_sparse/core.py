@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
 from dit_sparse.tokens import QKV, Blocks, Grid, Layout
 
@@ -45,9 +46,9 @@ class Plan:
 
     def pairs(self) -> Tensor:
         """Return the visible query-key token pairs of each block pair, [B|1, H|1, M, N] int64."""
-        device = self.level.device
-        rows = self.layout.q.bounds(device).long()[..., :, None]
-        cols = self.layout.kv.bounds(device).long()[..., None, :]
+        device, heads = self.level.device, self.level.shape[1]
+        rows = self.layout.q.bounds(device, heads).long()[..., :, None]
+        cols = self.layout.kv.bounds(device, heads).long()[..., None, :]
         if not self.causal:
             return rows.diff(dim=-2) * cols.diff(dim=-1)
         # sum over rows below r of the keys seen past c is a triangle of this height
@@ -72,7 +73,7 @@ class Context:
 
     state: a dict per (layer, CFG branch) that lives for one generation; the only thing a
     method may write. cache: a dict for this call alone, shared by its stages through `once`.
-    weights: learned tensors of the method by name.
+    weights: this layer's learned tensors by name; empty when the method runs without.
     """
 
     grid: Grid | None = None
@@ -91,6 +92,19 @@ class Context:
         if key not in self.cache:
             self.cache[key] = make()
         return self.cache[key]
+
+    def learned(self, name: str, *shape: int) -> Tensor:
+        """Return a learned tensor of this layer; raise unless it is there in this shape."""
+        found = self.weights.get(name)
+        if found is None:
+            have = ", ".join(sorted(self.weights)) or "none"
+            raise ArgumentError(f"weights: layer {self.layer} has no {name!r}; it has: {have}")
+        if found.shape != shape:
+            raise ArgumentError(
+                f"weights: {name!r} of layer {self.layer} has shape {list(found.shape)}; "
+                f"these tensors need {list(shape)}"
+            )
+        return found
 
 
 class Arrange(Protocol):
@@ -122,13 +136,19 @@ class Compute(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One sparse attention: four stages and a schedule, compared and hashed by value."""
+    """One sparse attention: four stages and a schedule, compared and hashed by value.
+
+    weights: path of the safetensors file that fills `Context.weights`; tensors: the names in it
+    that the stages read.
+    """
 
     arrange: Arrange
     score: Score
     select: Select
     compute: Compute
     schedule: Schedule = Schedule()
+    weights: str | None = None
+    tensors: tuple[str, ...] = ()
 
     def plan(self, x: QKV, ctx: Context) -> Plan:
         """Arrange, score and select: what `compute` would run for these tensors."""

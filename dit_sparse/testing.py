@@ -219,9 +219,11 @@ def _state_is_clean(found: Entry) -> None:
     ]
     state: dict = {}
     alone = [one.run(method, step=step, state=state) for step in (4, 5)]
-    assert torch.equal(mixed[0], alone[0]) and torch.equal(mixed[2], alone[1])
     state.clear()
-    assert torch.equal(one.run(method, step=4, state=state), alone[0])
+    again = one.run(method, step=4, state=state)
+    pairs = ((mixed[0], alone[0]), (mixed[2], alone[1]), (again, alone[0]))
+    # not bit by bit: on a GPU the reference adds in an order of its own
+    assert all(relative_error(a, b) < 1e-12 for a, b in pairs)
 
 
 def _density_is_counted(found: Entry) -> None:

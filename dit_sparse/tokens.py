@@ -86,25 +86,27 @@ class Blocks:
     ) -> Blocks:
         """Put the text of a joint sequence behind the video, in blocks of its own.
 
-        order: [video] the arranged video tokens, counted from 0; None keeps the raster order.
-        ends: [Mv] int32 where each video block ends; None cuts every `size` tokens.
+        order: [video] the arranged video tokens, counted from 0, or one order per batch element
+        and head, [B|1, H|1, video]; None keeps the raster order.
+        ends: [Mv] or [B|1, H|1, Mv] int32 where each video block ends; None cuts every `size`
+        tokens.
         """
-        video = torch.arange(grid.video, device=device) if order is None else order
-        text = torch.arange(grid.text, device=device)
+        video = _spread(torch.arange(grid.video, device=device) if order is None else order)
+        text = torch.arange(grid.text, device=device).expand(*video.shape[:2], -1)
         if grid.text and grid.text_first:
-            order = torch.cat([video + grid.text, text])
+            order = torch.cat([video + grid.text, text], -1)
         elif order is not None:
-            order = torch.cat([video, text + grid.video])
-        order = None if order is None else order[None, None]
+            order = torch.cat([video, text + grid.video], -1)
         if ends is None and not (grid.text and grid.video % size):
             count, text_blocks = -(-grid.tokens // size), -(-grid.text // size)
             return cls(grid.tokens, size, count, order, None, text_blocks, grid.text)
         if ends is None:
             ends = _ends(grid.video, size, device)
-        tail = _ends(grid.text, size, device) + grid.video
-        offsets = torch.cat([ends.new_zeros(1), ends, tail])[None, None]
-        count = offsets.shape[-1] - 1
-        return cls(grid.tokens, size, count, order, offsets, len(tail), grid.text)
+        ends, tail = _spread(ends), _ends(grid.text, size, device) + grid.video
+        tail = tail.expand(*ends.shape[:2], -1)
+        offsets = torch.cat([torch.zeros_like(ends[..., :1]), ends, tail], -1)
+        count, text_blocks = offsets.shape[-1] - 1, tail.shape[-1]
+        return cls(grid.tokens, size, count, order, offsets, text_blocks, grid.text)
 
     @property
     def video(self) -> int:
@@ -116,16 +118,20 @@ class Blocks:
         """Number of video tokens; they come first in the arranged order."""
         return self.length - self.text_tokens
 
-    def bounds(self, device: torch.device | str = "cpu") -> Tensor:
-        """Return the offsets [B|1, H|1, M+1] int32, whatever the form of the cut."""
+    def bounds(self, device: torch.device | str = "cpu", heads: int = 1) -> Tensor:
+        """Return the offsets [B|1, H|1, M+1] int32, whatever the form of the cut.
+
+        heads: the number of query heads; each cut of a key head is repeated for its group.
+        """
         if self.offsets is not None:
-            return self.offsets
+            group = heads // self.offsets.shape[1] if self.offsets.shape[1] > 1 else 1
+            return self.offsets.repeat_interleave(group, 1) if group > 1 else self.offsets
         ends = _ends(self.length, self.size, device)
         return torch.cat([ends.new_zeros(1), ends])[None, None]
 
-    def sizes(self, device: torch.device | str = "cpu") -> Tensor:
-        """Return the number of tokens of each block, [B|1, H|1, M] int32."""
-        return self.bounds(device).diff(dim=-1)
+    def sizes(self, device: torch.device | str = "cpu", heads: int = 1) -> Tensor:
+        """Return the number of tokens of each block, [B|1, H|1, M] int32; heads as in `bounds`."""
+        return self.bounds(device, heads).diff(dim=-1)
 
 
 class Layout(NamedTuple):
@@ -133,6 +139,11 @@ class Layout(NamedTuple):
 
     q: Blocks
     kv: Blocks
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Return a vector [n] as [1, 1, n], and what is per head already as it is."""
+    return x[None, None] if x.dim() == 1 else x
 
 
 def _ends(length: int, size: int, device: torch.device | str) -> Tensor:

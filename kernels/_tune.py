@@ -50,6 +50,25 @@ def power_of_2(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+def _power_below(n: int) -> int:
+    """Return the largest power of two up to n, at least 16."""
+    return max(16, 1 << (n.bit_length() - 1))
+
+
+def query_size(size: int, mean: int) -> int:
+    """Return the size of query blocks to choose a tile for; `size` may be a loose bound.
+
+    A cluster of n tokens pads half a tile on average, so that the tile is at most half the mean;
+    but 64 queries, one step of the tensor cores, cost no more than 32.
+    """
+    return size if size <= 2 * mean else max(_power_below(mean // 2), min(64, power_of_2(mean)))
+
+
+def key_size(size: int, mean: int) -> int:
+    """Return the size of key blocks to choose a tile for: at most the mean of loose ones."""
+    return size if size <= 2 * mean else _power_below(mean)
+
+
 def choose(
     head_dim: int,
     q_size: int,

@@ -10,63 +10,7 @@ if not torch.cuda.is_available():
 
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, implementation
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMPLS = ("triton", "torch", "reference")
-
-
-def offsets(sizes, heads=1):
-    """Return int32 offsets [1, heads, N + 1] of blocks of the given sizes, rolled by one for each
-    further head."""
-    rolled = [sizes[h:] + sizes[:h] for h in range(heads)]
-    return torch.nn.functional.pad(torch.tensor([rolled], device=DEVICE).cumsum(-1), (1, 0)).int()
-
-
-def case(
-    dtype=torch.float32, d=64, dv=None, heads=2, kv_heads=None, s_q=72, s_kv=None, q_blocks=32,
-    kv_blocks=32, keep=0.5, capacity=None, strided=False, columns=0, bias=True, mask=True,
-    tail=False, causal=False, gain=1.0, column_gain=1.0, shuffle=False,
-):  # fmt: skip
-    """Build one call: (tensors, lists, options)."""
-    kv_heads, s_kv, dv = kv_heads or heads, s_kv or s_q, dv or d
-    q_cut, kv_cut = (x if isinstance(x, Cut) else Cut(x) for x in (q_blocks, kv_blocks))
-
-    def draw(h, s, n, scale=1.0):
-        # a margin of nan around the view: nothing outside it may be read into the result
-        x = torch.full(
-            (2, s + 40, h, n + 8) if strided else (2, h, s, n),
-            float("nan"),
-            dtype=dtype,
-            device=DEVICE,
-        )
-        x = x[:, 16 : 16 + s, :, :n].transpose(1, 2) if strided else x
-        return x.copy_(torch.randn(2, h, s, n) * scale)
-
-    q, k, v = draw(heads, s_q, d, gain), draw(kv_heads, s_kv, d), draw(kv_heads, s_kv, dv)
-    m, n = q_cut.count(s_q), kv_cut.count(s_kv)
-    chosen = torch.rand(2, heads, m, n, device=DEVICE) < keep
-    chosen[:, 0, 0], chosen[:, -1, -1] = False, True
-    count, index = reference.pack_lists(chosen, capacity)
-    if shuffle:
-        index = (
-            torch.stack([index[..., i] for i in torch.randperm(n)], -1)
-            if keep == 1
-            else index.flip(-1)
-        )
-        count = torch.full_like(count, n) if keep == 1 else count
-    options = {"q_blocks": q_cut, "kv_blocks": kv_cut, "causal": causal}
-    if columns:
-        shown = (torch.rand(2, heads, m, columns, device=DEVICE) < 0.6) if mask else None
-        if mask:
-            shown[:, 0, 0] = False
-        extra = torch.randn(2, heads, columns, device=DEVICE) if bias else None
-        options["columns"] = Columns(
-            draw(kv_heads, columns, d, column_gain), draw(kv_heads, columns, dv), extra, shown
-        )
-    if tail:
-        options["tail"] = torch.randn(2, kv_heads, d, dv, device=DEVICE) * 0.1
-    return (q, k, v), (count, index), options
-
+from tests.kernel_cases import IMPLS, case, compare, offsets
 
 RAGGED = Cut(40, offsets([7, 0, 40, 1, 20, 4], 2))
 EMPTY_Q = Cut(40, offsets([0, 40, 9, 23]))
@@ -104,41 +48,12 @@ ROWS = {
 # fmt: on
 
 
-def wide(x):
-    """Return x with every floating tensor in float64."""
-    if isinstance(x, Columns):
-        return Columns(
-            x.k.double(), x.v.double(), x.bias if x.bias is None else x.bias.double(), x.mask
-        )
-    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-
-def close(got, eager, exact, dtype):
-    """Assert err(got) <= 2 err(eager in its dtype) + rounding band, and equal infinities."""
-    assert torch.equal(got.isinf(), exact.isinf()) and not got.isnan().any()
-    finite = ~exact.isinf()
-    got, eager, exact = (x[finite].double() for x in (got, eager, exact))
-    if exact.numel():
-        band = 4 * torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
-        bound = 2 * (eager - exact).abs().max() + band
-        assert (got - exact).abs().max() <= bound
-
-
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", ROWS)
 def test_attention(name, impl):
     """out and lse agree with the float64 oracle."""
-    tensors, lists, options = case(**ROWS[name])
-    dtype = tensors[0].dtype
-    exact = reference.block_sparse_attention(
-        *map(wide, tensors), *lists, **{k: wide(x) for k, x in options.items()}
-    )
-    eager = reference.block_sparse_attention(*tensors, *lists, **options, math_dtype=dtype)
-    got = block_sparse_attention(*tensors, *lists, **options, impl=impl)
-    assert got[0].dtype == dtype and got[1].dtype == torch.float32
-    close(got[0], eager[0], exact[0], dtype)
-    close(got[1], eager[1], exact[1], torch.float32 if impl == "reference" else dtype)
+    compare(ROWS[name], impl)
 
 
 @pytest.mark.parametrize("name", ["plain", "columns bias mask grouped", "tail", "variable"])

@@ -20,6 +20,7 @@ ALLOWED = {
     "dit_sparse/tokens.py": ("errors",),
     "dit_sparse/core.py": ("errors", "schedule", "tokens"),
     "dit_sparse/registry.py": ("core", "errors"),
+    "dit_sparse/weights.py": ("core", "errors"),
     "dit_sparse/profile.py": ("core", "errors", "registry", "schedule"),
     "dit_sparse/arranged.py": ("core", "kernels"),
     "dit_sparse/arrange": ("core", "errors", "kernels"),
@@ -29,7 +30,7 @@ ALLOWED = {
     "dit_sparse/methods": ("core", "errors", "registry", "schedule", *STAGES),
     "dit_sparse/integrations": (
         "core", "errors", "schedule", "profile", "registry", "reporting", "integrations",
-        "compute.attend", "pipelines", "kernels.attention",
+        "compute.attend", "pipelines", "kernels.attention", "weights",
     ),
     "dit_sparse/metrics.py": ("errors",),
     "dit_sparse/media.py": ("errors",),

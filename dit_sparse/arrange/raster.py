@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit_sparse.core import QKV, Blocks, Context, Layout
+from dit_sparse.errors import ArgumentError
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Blocks of `block` consecutive tokens, text behind the video. Used by dense attention."""
+    """Blocks of `block` consecutive tokens, text behind the video. Used by dense, SLA.
+
+    kv_block: size of the key blocks where it differs from that of the query blocks.
+    """
 
     block: int = 64
+    kv_block: int | None = None
+
+    def __post_init__(self) -> None:
+        for size in (self.block, self.kv_block):
+            if size is not None and not (type(size) is int and size > 0):
+                raise ArgumentError(f"block={size!r} must be a count of tokens, at least 1")
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
+        sizes = self.block, self.kv_block or self.block
         if ctx.grid is None:
-            return Layout(
-                Blocks.uniform(x.q.shape[2], self.block), Blocks.uniform(x.k.shape[2], self.block)
-            )
-        blocks = Blocks.with_text(ctx.grid, self.block, device=x.q.device)
-        return Layout(blocks, blocks)
+            return Layout(*(Blocks.uniform(t.shape[2], n) for t, n in zip(x, sizes, strict=False)))
+        q = Blocks.with_text(ctx.grid, sizes[0], device=x.q.device)
+        if sizes[0] == sizes[1]:
+            return Layout(q, q)
+        return Layout(q, Blocks.with_text(ctx.grid, sizes[1], device=x.k.device))

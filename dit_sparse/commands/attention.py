@@ -30,19 +30,22 @@ class Choice:
         from dit_sparse.registry import entry
 
         defaults = entry(self.name).parameters
-        shown = {k: v for k, v in self.params.items() if k == "keep" or v != defaults[k]}
+        shown = {k: v for k, v in self.params.items() if v != defaults[k] or (k == "keep" and v)}
         return " ".join([self.name, *(f"{k}={_text(v)}" for k, v in shown.items())])
 
 
-def choose(request: Request) -> Choice | None:
-    """Build the method that was asked for; None leaves the choice to `default`."""
+def choose(request: Request, model: str) -> Choice | None:
+    """Build the method that was asked for, with the settings shipped for a model.
+
+    None leaves the choice to `default`.
+    """
     if request.profile is not None:
         return _of_profile(request.profile, request.params)
     if request.method is not None:
-        return _of_name(request.method, request.params, request.model)
+        return _of_name(request.method, request.params, model)
     # a budget, or a comparison with dense, asks for the sparse default whatever the size
     if request.params or request.compare:
-        return _of_name(DEFAULT, request.params, request.model, "default method")
+        return _of_name(DEFAULT, request.params, model, "default method")
     return None
 
 
@@ -124,13 +127,18 @@ def _checked(name: str, known: dict[str, Any], params: dict[str, Any]) -> dict[s
                     f"method {name} has no keep; it takes {takes or 'no parameters'}"
                 )
             raise ArgumentError(f"--set {key}: method {name} takes {takes or 'no parameters'}")
-        value = tuple(value) if isinstance(value, list) else value
+        value = _tuples(value)
         if not _like(value, known[key]):
             raise ArgumentError(
                 f"--set {key}={_text(value)}: method {name} needs a value like {_text(known[key])}"
             )
         out[key] = value
     return out
+
+
+def _tuples(value: Any) -> Any:
+    """Return TOML's lists, also lists of lists, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _like(value: Any, default: Any) -> bool:
@@ -140,10 +148,13 @@ def _like(value: Any, default: Any) -> bool:
     if isinstance(value, bool) or isinstance(default, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, tuple):
-        same = isinstance(value, tuple) and len(value) == len(default)
-        return same and all(map(_like, value, default))
-    if isinstance(default, int) and isinstance(value, tuple):
+        # how many there must be, the method knows
+        kind = default[0] if default else None
+        return isinstance(value, tuple) and all(_like(v, kind) for v in value)
+    if isinstance(value, tuple) and isinstance(default, int):
         return all(isinstance(n, int) for n in value)  # these layers instead of the first n
+    if isinstance(value, tuple) and isinstance(default, str):
+        return all(isinstance(n, str | tuple) for n in value)  # a row per layer instead of one
     # a count may be a share and the other way round: the method knows
     return isinstance(value, int | float if isinstance(default, int | float) else type(default))
 
@@ -154,4 +165,4 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "''"

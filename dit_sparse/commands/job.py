@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class Job:
     @property
     def size(self) -> tuple[int | None, int | None, int | None]:
         """Frames, height and width of the result; None where only the pipeline knows."""
-        frames = self.arguments.get("num_frames", 1)
-        return frames, self.arguments.get("height"), self.arguments.get("width")
+        return size(self.arguments)
 
     @property
     def fps(self) -> float:
@@ -61,16 +60,26 @@ class Job:
     @property
     def tokens(self) -> int | None:
         """Video tokens of one attention call."""
-        frames, height, width = self.size
-        return self.geometry.tokens(frames or 1, height, width) if height and width else None
+        return tokens(self.geometry, self.arguments)
+
+
+def size(arguments: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
+    """Return frames, height and width of a pipeline call; None where only the pipeline knows."""
+    return arguments.get("num_frames", 1), arguments.get("height"), arguments.get("width")
+
+
+def tokens(geometry: Geometry, arguments: dict[str, Any]) -> int | None:
+    """Return the video tokens of one attention call, None where only the pipeline knows."""
+    frames, height, width = size(arguments)
+    return geometry.tokens(frames or 1, height, width) if height and width else None
 
 
 def run(request: Request) -> None:
     """Do all that `generate` was asked for."""
     screen = Screen(request.quiet, request.json)
-    choice = choose(request)
+    # a wrong method or parameter shows before a model is loaded
+    choose(request, request.model)
     place = locate(request.model)
-    choice = choice or saved(place)
     device_of(request.device)
     if isinstance(place, str):
         go_offline_without_network()
@@ -82,7 +91,7 @@ def run(request: Request) -> None:
         words = [f"{word} (nearest: {near})" if near else word for word, near in unknown.items()]
         screen.warn(f"the model has never read: {', '.join(words)}")
     with hushed(request.debug):
-        job = _prepare(request, screen, place, trained, asked, choice)
+        job = _prepare(request, screen, place, trained, asked)
         from dit_sparse.commands.results import compare, single
 
         (compare if request.compare else single)(job)
@@ -94,7 +103,6 @@ def _prepare(
     place: Path | str,
     trained: Trained,
     asked: dict[str, Any],
-    choice: Choice | None,
 ) -> Job:
     """Load the model and check the request against it."""
     start = time.perf_counter()
@@ -104,13 +112,13 @@ def _prepare(
     geometry = Geometry.of(pipe)
     arguments = call_arguments(pipe, request, trained, asked)
     geometry.check(arguments)
-    found = choice or default(None, request.model)
-    job = Job(request, screen, pipe, trained, geometry, arguments, found, loading)
-    if choice is None:
-        job = replace(job, choice=default(job.tokens, request.model))
-    target(job)
     import dit_sparse
+    from dit_sparse.integrations.diffusers import model_name
 
+    name = model_name(pipe) or request.model
+    choice = choose(request, name) or saved(place) or default(tokens(geometry, arguments), name)
+    job = Job(request, screen, pipe, trained, geometry, arguments, choice, loading)
+    target(job)
     if job.choice.name != "dense":
         dit_sparse.enable(pipe, job.choice.value)
     if request.compile:

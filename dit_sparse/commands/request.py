@@ -109,17 +109,17 @@ def near(name: str) -> str:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Split KEY=VALUE; the value is TOML (`8`, `0.5`, `true`, `[8, 16]`) or a bare word."""
+    """Split KEY=VALUE; the value is TOML (`8`, `0.5`, `true`, `[8, 16]`), a bare word or path."""
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier() or not raw or "\n" in raw:
         raise ArgumentError(f"--set {text!r} must be KEY=VALUE, e.g. --set dense_steps=0.25")
     try:
         return key, tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        if re.fullmatch(r"[A-Za-z][\w-]*", raw):
+        if re.fullmatch(r"[A-Za-z~./\\][\w~./\\:{} -]*", raw):
             return key, raw
         raise ArgumentError(
-            f"--set {text!r}: the value is not TOML; write 8, 0.5, true, [8, 16] or a word"
+            f"--set {text!r}: the value is not TOML; write 8, 0.5, true, [8, 16], a word or a path"
         ) from None
 
 

@@ -13,12 +13,15 @@ from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError
 from dit_sparse.integrations import seam
 from dit_sparse.integrations.adapters import find, unsupported
+from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
 from dit_sparse.kernels.attention import IMPLS
 from dit_sparse.profile import Profile
+from dit_sparse.profile import find as shipped_for
 from dit_sparse.registry import entry, get
 from dit_sparse.reporting import Progress, Report
 from dit_sparse.schedule import Schedule
+from dit_sparse.weights import check_weights
 
 M = TypeVar("M")
 _last: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
@@ -34,16 +37,22 @@ def enable(
 ) -> M:
     """Make the self-attention of a pipeline or transformer sparse, in place; twice replaces.
 
-    method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`).
-    schedule: instead of the method's own. impl: kernel implementation, as in `attention`.
+    method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`). A name takes
+    the settings that its paper gives for this model, where a profile is shipped (`report` says so);
+    `params` take precedence. schedule: instead of the method's own. impl: kernel implementation,
+    as in `attention`.
     """
     # everything that can fail comes first: no model is left half enabled
+    name = model_name(model)
+    if name and isinstance(method, str) and not method.endswith(".toml"):
+        method = shipped_for(name, method) or method
     value, label, profile = _build(method, schedule, params)
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     found = [(name, root, find(root, model)) for name, root in _transformers(model).items()]
     for _, root, adapter in found:
         seam.check(root, adapter)
+    check_weights(value, {name: len(adapter.layers(root)) for name, root, adapter in found})
     if profile is not None and not profile.model:
         profile = replace(profile, model=type(found[0][1]).__name__)
     disable(model)
@@ -52,6 +61,11 @@ def enable(
         seam.attach(root, name, adapter, session)
         _last[root] = session
     return model
+
+
+def model_name(model: Any) -> str | None:
+    """Return which published model a pipeline or transformer is, by its configuration, or None."""
+    return published(_transformers(model))
 
 
 def disable(model: M) -> M:
@@ -65,7 +79,7 @@ def report(model: Any) -> Report:
     """Return what the last generation of an enabled (or just disabled) model did."""
     roots = _transformers(model)
     session, enabled = _session(roots)
-    notes = []
+    notes = _origin(session.profile)
     for name, root in roots.items():
         lost, layers = seam.lost(root)
         if lost:
@@ -111,6 +125,14 @@ def parameters(method: str | Method | Profile) -> set[str]:
     """Return the names of a method's parameters; none for a `Method` value, which is complete."""
     name = method.method if isinstance(method, Profile) else method
     return set(entry(name).parameters) if isinstance(name, str) else set()
+
+
+def _origin(profile: Profile | None) -> list[str]:
+    """Return a note that names the shipped profile the settings came from."""
+    if profile is None or shipped_for(profile.model, profile.method) is None:
+        return []
+    draft = "; nobody has measured them" if profile.is_draft else ""
+    return [f"settings of profile {profile.model}--{profile.method}{draft}"]
 
 
 def _build(

@@ -20,6 +20,7 @@ from dit_sparse.integrations.clock import Clock
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.profile import Profile
 from dit_sparse.reporting import Cell, Progress
+from dit_sparse.weights import layer_weights
 
 # a share of the steps (dense_steps=0.25) needs their number; where no pipeline tells it, this one
 ASSUMED_STEPS = 50
@@ -152,6 +153,7 @@ class Session:
             scale=scale,
             impl=self.impl,
             state=self.states.setdefault((part, layer, branch), {}),
+            weights=layer_weights(self.method, layer, q.device, self.parts[part].name),
         )
         x = QKV(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         plan = self.method.plan(x, call)

@@ -7,13 +7,26 @@
     4. exact attention on the kept blocks, drop the rest,
        restore the order                                         -> compute
 
+Published settings: HunyuanVideo keep=0.4, 0.2 or 0.1, Wan 0.45 or 0.25;
+frames of 48 x 80 tokens or more in patches of 8 x 16.
+
 Differs from the paper:
-- a row always keeps its best block; the released code can leave a row of a
-  model without text tokens empty.
+- it takes the best scores without saying of what: the released code takes
+  one threshold of softmax values for a whole head, which is the default.
+  The largest dropped value and its equals are kept, as in the code.
+- a row always keeps its best block; the released code can leave a row of
+  a model without text tokens empty, and its kernel's result undefined.
 - a grid that the patch does not divide is cut into nearly equal patches
   instead of refused; a patch of n tokens counts n times in the softmax.
-- dense first steps are a share of the steps (the paper's 25 %), not a fixed
-  timestep.
+- dense first steps are a share of the steps (the paper's 25 %), not a
+  fixed timestep as in the code. One layer is dense as in the code for
+  Wan; for HunyuanVideo the code has two, of the dual-stream blocks alone.
+- joint text is exact and seen by all, as in the code, but in blocks of
+  its own and as long as it is: no padding to 256 slots.
+- means and map are held in float32. Max pooling, an ablation that came
+  out worse, is not offered.
+- without a grid patches are runs of as many tokens; causal attention, not
+  in the paper, needs rule="row".
 """
 
 from dit_sparse.arrange.tiles import Tiles

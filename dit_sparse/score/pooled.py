@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.arranged import arranged, video_cut, video_moments
-from dit_sparse.core import QKV, Context, Layout
+from dit_sparse.arranged import Moments, arranged, video_cut, video_moments
+from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.pool import pool_blocks
 
 
@@ -18,12 +18,14 @@ class PooledDot:
 
     softmax: normalise each row over the video blocks, a block of n tokens weighing n times.
     error_bias: add log ||H_j||, H_j the key-value covariance of block j (Frobenius norm): how much
-    a first-order tail would miss there, so that such blocks are computed exactly.
-    Used by DraftAttention (softmax), PISA (error_bias), VMoBA, SVG2.
+    a first-order tail would miss there, so that such blocks are computed exactly. deviation: take
+    ||H_j - mean H|| instead, what a tail with one covariance for all blocks would miss.
+    Used by DraftAttention (softmax), PISA (error_bias, deviation).
     """
 
     softmax: bool = False
     error_bias: bool = False
+    deviation: bool = False
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         q, k, v = arranged(x, layout, ctx)
@@ -33,9 +35,12 @@ class PooledDot:
         bias = None
         if self.error_bias:
             moments = video_moments(k, v, layout.kv, ctx)
-            cols, bias = moments.k, (moments.norm + 1e-5).log()
+            norm = _deviation(k, v, moments, layout.kv, ctx) if self.deviation else moments.norm
+            cols, bias = moments.k, (norm + 1e-5).log()
         else:
-            cols = pool_blocks(k, video_cut(layout.kv), dtype=wide, impl=ctx.impl)
+            # a remainder of block means asks for the same
+            cut = video_cut(layout.kv)
+            cols = ctx.once("pooled keys", lambda: pool_blocks(k, cut, dtype=wide, impl=ctx.impl))
         group = q.shape[1] // k.shape[1]
         if group > 1:
             cols = cols.repeat_interleave(group, dim=1)
@@ -48,3 +53,18 @@ class PooledDot:
             return score
         sizes = layout.kv.sizes(score.device)[..., : layout.kv.video]
         return (score + sizes.log()[..., None, :]).softmax(dim=-1)
+
+
+def _deviation(k: Tensor, v: Tensor, moments: Moments, blocks: Blocks, ctx: Context) -> Tensor:
+    """Return ||H_j - mean H|| [B, Hkv, N] of the video blocks; no H_j is written to memory.
+
+    k, v: [B, Hkv, S, .] video tokens. From <H_j, G> = sum_n k_n G v_n - n_j kbar_j G vbar_j.
+    """
+    wide, tokens = moments.k.dtype, blocks.video_tokens
+    mean = moments.covariance / blocks.video
+    along = ((k.to(wide) @ mean) * v[:, :, :tokens].to(wide)).sum(-1, keepdim=True)
+    along = pool_blocks(along, video_cut(blocks), reduce="sum", impl=ctx.impl)[..., 0]
+    sizes = blocks.sizes(k.device)[..., : blocks.video]
+    along = along - sizes * ((moments.k @ mean) * moments.v).sum(-1)
+    square = moments.norm.square() - 2 * along + mean.square().sum((-2, -1))[..., None]
+    return square.clamp(min=0).sqrt()

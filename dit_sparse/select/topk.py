@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.lists import top_blocks
+from dit_sparse.kernels.select import head_kth
 
 
 def check_keep(keep: float) -> None:
@@ -58,13 +59,12 @@ class HeadTopK:
                 "one threshold for a whole head depends on future tokens; causal attention needs a "
                 "budget per row, e.g. rule='row'"
             )
-        flat = score.flatten(-2)
-        drop = floor((1 - self.keep) * flat.shape[-1] + 1e-6)
+        blocks = score.shape[-2] * score.shape[-1]
+        drop = floor((1 - self.keep) * blocks + 1e-6)
         if drop == 0:
             return torch.ones_like(score, dtype=torch.int8)
-        # the largest dropped score; kthvalue would find it too, an order slower on a GPU
-        top = flat.topk(flat.shape[-1] - drop + 1, dim=-1, sorted=False).values
-        threshold = top.amin(-1)[..., None, None]
+        # the largest dropped score
+        threshold = head_kth(score, blocks - drop + 1, impl=ctx.impl)[..., None, None]
         # "not below" instead of "at least": a row of NaN keeps its blocks, so that the NaN shows
         worse = (score < threshold) & (score < score.amax(-1, keepdim=True))
         return (~worse).to(torch.int8)

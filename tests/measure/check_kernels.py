@@ -2,7 +2,7 @@
 
 Correctness at real sizes against float64 on sampled query rows, speed at the shapes of
 performance.md with dense baselines of the same run, a bounded sweep of tiles, and the one-pass
-tools in GB/s. About two minutes with compilation. `--tiny` runs the same code at toy sizes without
+tools in GB/s. About four minutes with compilation. `--tiny` runs the same code at toy sizes without
 timing (with TRITON_INTERPRET=1 also on a CPU).
 """
 
@@ -23,7 +23,7 @@ if "dit_sparse" not in sys.modules:
     sys.modules["dit_sparse"].__path__ = [str(Path(__file__).resolve().parents[2])]
 
 from check_passes import check_passes
-from kernel_times import DENSITIES, SHAPES, random_lists, timing_jobs
+from kernel_times import DENSITIES, SHAPES, cluster_cut, random_lists, timing_jobs
 
 from dit_sparse.kernels import block_sparse, reference
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention
@@ -50,18 +50,37 @@ ROWS = [
     ("d 256", "bfloat16", 2, 2, 4096, 4096, 256, 128, 128, 0.3, {}),
     ("float32 d 128", "float32", 2, 2, 4096, 4096, 128, 128, 128, 0.2, {"columns": 40}),
     ("float32 d 64", "float32", 2, 2, 4096, 4096, 64, 64, 64, 0.2, {}),
+    ("listed 16", "bfloat16", 4, 4, 8192, 8192, 128, 128, 128, 0.05, {"columns": 7168, "group":
+     16}),
+    ("listed 7 tail grouped", "bfloat16", 4, 2, 8100, 8100, 128, 128, 128, 0.05, {"columns": 1001,
+     "group": 7, "tail": True, "strided": True}),
+    ("listed 1 block 64", "float16", 4, 4, 8192, 8192, 64, 64, 64, 0.05, {"columns": 900,
+     "group": 1, "gain": 4.0}),
+    ("choice", "bfloat16", 4, 4, 8192, 8192, 128, 128, 114, 0.3, {"choice": True}),
+    ("choice causal d 64", "bfloat16", 4, 2, 8100, 8192, 64, 128, 300, 0.4, {"choice": True,
+     "causal": True}),
+    ("choice variable columns", "bfloat16", 2, 2, 6000, 6000, 128, 128, "cut", 0.3, {"choice":
+     True, "columns": 90, "tail": True}),
+    ("clusters", "bfloat16", 4, 4, 8192, 8192, 128, "loose 82", "loose 16", 0.1, {}),
+    ("clusters d 64", "bfloat16", 4, 4, 8100, 8192, 64, "loose 250", "loose 125", 0.1, {"columns":
+     250, "tail": True, "strided": True}),
+    ("clusters listed", "bfloat16", 2, 2, 8192, 8192, 128, "loose 300", "loose 90", 0.1,
+     {"columns": 512, "group": 8}),
 ]
 # fmt: on
 
 
 def cut_of(kind, tokens, heads, device):
-    """Return a uniform Cut, for "cut" random clusters, some empty, for "boxes" 50 to 64."""
+    """Return a uniform Cut, for "cut" random clusters, some empty, for "boxes" 50 to 64, for
+    "loose n" clusters of n tokens on average under a bound that says nothing."""
     if isinstance(kind, int):
         return Cut(kind)
     if kind == "boxes":
         edges = torch.linspace(0, tokens, tokens // 56 + 1, device=device).round()
         edges[1:-1] += torch.randint(-3, 4, (len(edges) - 2,), device=device)
         return Cut(64, edges.int()[None, None])
+    if kind.startswith("loose"):
+        return cluster_cut(tokens, max(2, tokens // int(kind.split()[1])), heads, device)
     n = max(2, tokens // 90)
     inner = torch.randint(0, tokens + 1, (1, heads, n - 1), device=device).sort(-1).values
     offsets = F.pad(F.pad(inner, (1, 0)), (0, 1), value=tokens).int()
@@ -87,12 +106,23 @@ def check_row(row, shrink, device):
     count[:, 0, 0] = 0
     options = {"causal": extra.get("causal", False)}
     c = extra.get("columns", 0)
-    if c:
+    group = extra.get("group", 0)
+    if group:
+        c = max(group + 1, c // shrink)
+        bias = torch.rand(1, heads, c, device=device) * 2
+        lists = random_lists(heads, rows, -(-c // group), 0.1, device)
+        lists[0][:, 0, 1] = 0
+        options["columns"] = Columns(
+            draw(heads, c, gain), draw(heads, c), bias, None, *lists, group
+        )
+    elif c:
         shown = torch.rand(1, heads, rows, c, device=device) < 0.9
         bias = torch.rand(1, heads, c, device=device) * 4
         options["columns"] = Columns(draw(heads, c, gain), draw(heads, c), bias, shown)
     if extra.get("tail"):
         options["tail"] = torch.randn(1, heads, d, d, device=device) * 0.1
+    if extra.get("choice"):
+        options["row_mask"] = torch.rand(1, heads, s_q, blocks, device=device) < 0.4
     cuts = {"q_blocks": q_cut, "kv_blocks": kv_cut}
     if extra.get("tma") is False:
         out, lse = block_sparse.block_sparse_attention(
@@ -117,10 +147,19 @@ def check_row(row, shrink, device):
             listed = torch.arange(sub_index.shape[-1], device=device) < sub_count[..., None]
             sub_count = (listed & (sub_index * kv_cut.size < stop)).sum(-1).int()
             sub_index = sub_index[..., : kv_cut.count(stop)]
+            if "row_mask" in part:
+                part["row_mask"] = part["row_mask"][..., : kv_cut.count(stop)]
+        if "row_mask" in part:
+            part["row_mask"] = part["row_mask"][:, :, first:last]
         if "columns" in part:
             o = part["columns"]
-            at = block[..., None].expand(-1, -1, -1, c)
-            part["columns"] = Columns(o.k, o.v, o.bias, o.mask.gather(2, at))
+            wide = (o.index if group else o.mask).shape[-1]
+            at = block[..., None].expand(-1, -1, -1, wide)
+            if group:
+                own = (None, o.count.gather(2, block), o.index.gather(2, at), group)
+            else:
+                own = (o.mask.gather(2, at),)
+            part["columns"] = Columns(o.k, o.v, o.bias, *own)
         lists = (sub_count, sub_index)
         return reference.block_sparse_attention(
             q[:, :, first:last],
@@ -166,9 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="check_kernels.json")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, no timing")
-    parser.add_argument("--parts", default="check,time,sweep,passes")
+    parser.add_argument("--parts", default="check,time,lists,sweep,passes")
     parser.add_argument(
-        "--seconds", type=float, default=110, help="start no further measurement after this time"
+        "--seconds", type=float, default=240, help="start no further measurement after this time"
     )
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,6 +252,7 @@ def main() -> None:
     }
     for part, values in (
         ("sparse", special),
+        ("lists", result.get("lists", {})),
         ("sweep", result["sweep"]),
         ("GB/s, ms", result.get("passes", {}).get("A")),
     ):

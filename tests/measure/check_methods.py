@@ -1,10 +1,14 @@
 """Run the conformance suite on a GPU, and time whole methods against dense attention.
 
     python tests/measure/check_methods.py --out methods.json
+    python tests/measure/check_methods.py --table methods.json
 
-Time: median of CUDA events over repeated calls, selection and remainder included, bf16. `kept_ms`
-is the attention kernel alone on the same lists, without columns; the stages are timed one by one.
-`--tiny` runs the same code at toy sizes on any device without timing.
+Time: median of CUDA events over repeated calls in bf16, selection and remainder included, in the
+warm state (what a method keeps from step to step is there). The stages are timed one by one:
+layout (order and cut), move (q, k, v into that order), score, select, and compute, of which
+`kernel` is the attention kernel with all its extras and `kept` the same lists without them. Every
+method also runs under CUDA graph capture, which fails at any wait for the device. `--tiny` runs the
+same code at toy sizes on any device without timing.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -20,10 +25,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dit_sparse
-from dit_sparse.arranged import arranged, cut, restored
+from dit_sparse.arranged import arranged
+from dit_sparse.compute import attend
 from dit_sparse.core import QKV, Context
 from dit_sparse.kernels.attention import block_sparse_attention
-from dit_sparse.kernels.lists import pack_lists
 from dit_sparse.testing import PROPERTIES, check_property, relative_error
 
 # name, heads, head dim, grid: Wan2.1-1.3B at 480p; a quarter of HunyuanVideo's heads at 720p
@@ -31,12 +36,21 @@ SHAPES = (
     ("A", 12, 128, dit_sparse.Grid(21, 30, 52)),
     ("B", 6, 128, dit_sparse.Grid(33, 45, 80)),
 )
+KEEP = 0.1
 RUNS = (
-    ("pisa", {"keep": 0.1}),
-    ("pisa", {"keep": 0.1, "order": 0, "error_bias": False}),
-    ("draft", {"keep": 0.1}),
-    ("draft", {"keep": 0.1, "rule": "row"}),
+    ("psa", {}),
+    ("pisa", {}),
+    ("pisa", {"order": 0}),
+    ("vmoba", {}),
+    ("svg", {}),
+    ("svg2", {}),
+    ("svg_ear", {}),
+    ("draft", {}),
+    ("sparse_vdit", {}),
+    ("rectified", {}),
+    ("sla", {}),
 )
+STAGES = ("layout", "move", "score", "select", "compute", "kernel", "kept")
 
 
 def conformance(device: str) -> tuple[list[str], list[str]]:
@@ -57,85 +71,122 @@ def conformance(device: str) -> tuple[list[str], list[str]]:
     return failed, skipped
 
 
-def median(call, tiny: bool, rep: int = 200) -> float:
+def median(call, tiny: bool, rep: int = 100) -> float:
     """Return milliseconds."""
     call()
     if tiny:
         return 1.0
     from triton.testing import do_bench
 
-    return do_bench(call, warmup=30, rep=rep, return_mode="median")
+    return do_bench(call, warmup=20, rep=rep, return_mode="median")
 
 
-def stages(x: QKV, grid, method, tiny: bool) -> dict[str, float]:
-    """Return the milliseconds of every stage by itself, and of the kept blocks alone."""
-    ctx = Context(grid=grid)
+def context(grid, state: dict, cache: dict | None = None) -> Context:
+    """Return the context of a call in the middle of a generation."""
+    return Context(grid=grid, layer=2, step=20, steps=50, state=state, cache=dict(cache or {}))
+
+
+def stages(x: QKV, grid, method, state: dict, tiny: bool) -> dict[str, float]:
+    """Return the milliseconds of every stage by itself."""
+    ctx = context(grid, state)
     layout = method.arrange(x, ctx)
-    moved = arranged(x, layout, ctx)
+    placed = dict(ctx.cache)
+    arranged(x, layout, ctx)
+    moved = dict(ctx.cache)
     score = method.score(x, layout, ctx)
+    scored = dict(ctx.cache)
     plan = method.plan(x, ctx)
-    full = dict(ctx.cache)
-    ready = {"arranged": moved}
-    columns, tail = method.compute.remainder(moved, plan, ctx)
-    lists = pack_lists(plan.level == 1, plan.capacity)
-    cuts = {"q_blocks": cut(layout.q), "kv_blocks": cut(layout.kv)}
-    out, _ = block_sparse_attention(*moved, *lists, **cuts, columns=columns, tail=tail)
-
-    def context(cache):
-        return Context(grid=grid, cache=dict(cache))
-
+    with mock.patch.object(attend, "block_sparse_attention", wraps=block_sparse_attention) as spy:
+        method.compute(x, plan, ctx)
+    args, options = spy.call_args
+    bare = {**options, "columns": None, "tail": None, "row_mask": None}
     calls = {
-        "layout": lambda: method.arrange(x, ctx),
-        "arrange": lambda: arranged(x, layout, context({})),
-        "score": lambda: method.score(x, layout, context(ready)),
-        "select": lambda: method.select(score, layout, ctx),
-        "lists": lambda: pack_lists(plan.level == 1, plan.capacity),
-        "remainder": lambda: method.compute.remainder(moved, plan, context(full)),
-        "kernel": lambda: block_sparse_attention(
-            *moved, *lists, **cuts, columns=columns, tail=tail
-        ),
-        "kept": lambda: block_sparse_attention(*moved, *lists, **cuts),
-        "restore": lambda: restored(out, layout.q, ctx),
+        "layout": lambda: method.arrange(x, context(grid, state)),
+        "move": lambda: arranged(x, layout, context(grid, state, placed)),
+        "score": lambda: method.score(x, layout, context(grid, state, moved)),
+        "select": lambda: method.select(score, layout, context(grid, state, scored)),
+        "compute": lambda: method.compute(x, plan, context(grid, state, scored)),
+        "kernel": lambda: block_sparse_attention(*args, **options),
+        "kept": lambda: block_sparse_attention(*args, **bare),
     }
-    return {name: round(median(call, tiny, 60), 4) for name, call in calls.items()}
+    return {name: round(median(calls[name], tiny, 40), 4) for name in STAGES}
+
+
+def captured(call) -> bool | str:
+    """Return whether a call replays from a CUDA graph with the same result, or why it cannot."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            truth = call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            out = call()
+    except Exception as error:
+        torch.cuda.synchronize()
+        return (str(error).splitlines() or [""])[0][:120]
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    return relative_error(out, truth) < 1e-3
 
 
 def time_run(x: QKV, grid, name: str, params: dict, tiny: bool) -> dict:
     """Return the measurements of one method on one shape."""
-    method = dit_sparse.get(name, **params)
-    took = median(lambda: dit_sparse.attention(*x, method, grid=grid), tiny)
-    parts = stages(x, grid, method, tiny)
+    method, state = dit_sparse.get(name, keep=KEEP, **params), {}
+    method(x, context(grid, state))
+    plan = method.plan(x, context(grid, state))
+    took = median(lambda: method(x, context(grid, state)), tiny)
+    parts = stages(x, grid, method, state, tiny)
     return {
         "method": name,
         **params,
-        "density": dit_sparse.plan(*x, method, grid=grid).density().item(),
+        "density": plan.density().item(),
         "ms": took,
         "over_kept": took / parts["kept"],
+        "graph": captured(lambda: method(x, context(grid, dict(state)))),
         "stages": parts,
     }
 
 
-def strided(x: QKV, grid, tiny: bool) -> dict:
-    """Return how tensors in a model's memory order [B, S, H, D] compare with contiguous ones."""
-    views = QKV(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in x))
-    run = {"grid": grid, "keep": 0.1}
-    error = relative_error(
-        dit_sparse.attention(*views, "pisa", **run), dit_sparse.attention(*x, "pisa", **run)
-    )
-    took = median(lambda: dit_sparse.attention(*views, "pisa", **run), tiny)
-    return {"method": "pisa on [B, S, H, D] views", "relative_error": error, "ms": took}
+def table(result: dict) -> str:
+    """Return the Markdown of a result."""
+    head = ("shape", "method", "density", "ms", "against dense", "over kept", *STAGES)
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in result["rows"]:
+        if "stages" in row:
+            name = f"{row['method']} order 0" if row.get("order") == 0 else row["method"]
+            cells = (
+                row["shape"], name, f"{row['density']:.3f}", f"{row['ms']:.2f}",
+                f"{row['speedup']:.2f}x", f"{row['over_kept']:.2f}x",
+                *(f"{row['stages'][s]:.2f}" for s in STAGES),
+            )  # fmt: skip
+        else:
+            cells = (row["shape"], row["method"], "1", f"{row['ms']:.2f}", "1x", *[""] * 8)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a result and stop")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, no timing")
-    parser.add_argument("--seconds", type=float, default=90, help="start nothing new after this")
+    parser.add_argument("--seconds", type=float, default=200, help="start nothing new after this")
+    parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--no-conformance", action="store_true")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())))
+        return 0
     begin, tiny = time.monotonic(), args.tiny
     warnings.filterwarnings("ignore", category=UserWarning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "rows": []}
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    result = {"device": name, "torch": torch.__version__, "rows": [], "failed": []}
 
     def record(row):
         result["rows"].append(row)
@@ -151,23 +202,27 @@ def main() -> int:
             dense = median(lambda: sdpa(*x), tiny)  # noqa: B023
         record({"shape": shape, "tokens": grid.tokens, "method": "dense cudnn", "ms": dense})
         for name, params in RUNS:
-            if time.monotonic() - begin < args.seconds:
+            wanted = args.methods is None or name in args.methods
+            if not wanted or time.monotonic() - begin > args.seconds:
+                continue
+            try:
                 row = time_run(x, grid, name, params, tiny)
-                record({"shape": shape, "speedup": dense / row["ms"], **row})
-        if shape == "A":
-            record({"shape": shape, **strided(x, grid, tiny)})
-    failed, skipped = conformance(device)
-    result |= {"failed": failed, "skipped": skipped}
-    print(f"\n{result['device']}, times in ms")
-    for row in result["rows"]:
-        stages_ = row.get("stages", {})
-        flat = {k: v for k, v in row.items() if k != "stages"} | stages_
-        print(*(f"{k} {round(v, 3) if isinstance(v, float) else v}" for k, v in flat.items()))
-    print(f"conformance: {len(failed)} failed, {len(skipped)} skipped")
-    print("\n".join(failed + skipped))
+            except Exception as error:
+                text = (str(error).splitlines() or [""])[0][:300]
+                result["failed"].append(f"{shape} {name}: {type(error).__name__}: {text}")
+                print(result["failed"][-1], flush=True)
+                continue
+            record({"shape": shape, "speedup": dense / row["ms"], **row})
+    if not args.no_conformance:
+        failed, result["skipped"] = conformance(device)
+        result["failed"] += failed
+    print(f"\n{result['device']}, torch {torch.__version__}, times in ms\n{table(result)}")
+    print("graphs:", {r["method"]: r["graph"] for r in result["rows"] if "graph" in r})
+    print(f"{len(result['failed'])} failed, {len(result.get('skipped', []))} skipped")
+    print("\n".join(result["failed"] + result.get("skipped", [])))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    return bool(failed)
+    return bool(result["failed"])
 
 
 if __name__ == "__main__":

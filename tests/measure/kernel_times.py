@@ -51,6 +51,13 @@ def random_lists(heads, rows, blocks, keep, device):
     return torch.full((1, heads, rows), kept, device=device, dtype=torch.int32), index
 
 
+def cluster_cut(tokens, clusters, heads, device):
+    """Return clusters of random sizes around the mean, other ones per head, under a loose bound."""
+    weight = torch.rand(1, heads, clusters, device=device, dtype=torch.float64) + 0.1
+    ends = (weight.cumsum(-1) / weight.sum(-1, keepdim=True) * tokens).round().int()
+    return Cut(tokens, F.pad(ends, (1, 0)))
+
+
 def median_ms(call, tiny, rep=60):
     """Return the median time of call in ms (L2 flushed between launches)."""
     if tiny:
@@ -101,6 +108,55 @@ def time_sparse(shape, size, keep, tiny, device, config=None, extras="", short=0
     return round(4 * h * s * s * d * kept / ms / 1e9, 1)
 
 
+def time_listed(shape, size, keep, shown, tiny, device, config=None):
+    """Return useful TFLOP/s of exact blocks plus listed columns: three pooled levels, groups of
+    16."""
+    h, s, d = shape
+    q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
+    n, c = as_cut(size).count(s), s // 2 + s // 4 + s // 8
+    lists, groups = random_lists(h, n, n, keep, device), random_lists(h, n, c // 16, shown, device)
+    ck, cv = (torch.randn(1, h, c, d, device=device, dtype=torch.bfloat16) for _ in range(2))
+    columns = Columns(ck, cv, torch.ones(1, h, c, device=device), None, *groups, 16)
+    run = block_sparse.block_sparse_attention
+    ms = median_ms(
+        lambda: run(q, k, v, *lists, q_blocks=size, kv_blocks=size, columns=columns, config=config),
+        tiny,
+    )
+    keys = int(lists[0][0, 0, 0]) * size + int(groups[0][0, 0, 0]) * 16
+    return round(4 * h * s * keys * d / ms / 1e9, 1)
+
+
+def time_choice(shape, blocks, listed, tiny, device, config=None):
+    """Return useful TFLOP/s of tiles of 128 queries over the blocks any of them chose; each query
+    chose half of its tile's."""
+    h, s, d = shape
+    q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
+    lists = random_lists(h, -(-s // 128), blocks, listed / blocks, device)
+    mask = torch.rand(1, h, s, blocks, device=device) < 0.5
+    size = -(-s // blocks)
+    run = block_sparse.block_sparse_attention
+    ms = median_ms(
+        lambda: run(q, k, v, *lists, q_blocks=128, kv_blocks=size, row_mask=mask, config=config),
+        tiny,
+    )
+    return round(4 * h * s * int(lists[0][0, 0, 0]) * size * d / ms / 1e9, 1)
+
+
+def time_clusters(shape, rows, blocks, keep, tiny, device, config=None):
+    """Return useful TFLOP/s (kept pairs of tokens only) of clusters of random sizes."""
+    h, s, d = shape
+    q, k, v = (torch.randn(1, h, s, d, device=device, dtype=torch.bfloat16) for _ in range(3))
+    q_cut, kv_cut = (cluster_cut(s, n, h, device) for n in (rows, blocks))
+    lists = random_lists(h, rows, blocks, keep, device)
+    run = block_sparse.block_sparse_attention
+    ms = median_ms(
+        lambda: run(q, k, v, *lists, q_blocks=q_cut, kv_blocks=kv_cut, config=config), tiny
+    )
+    q_size, kv_size = (x.offsets.diff(dim=-1).double() for x in (q_cut, kv_cut))
+    keys = kv_size[..., None, :].expand(1, h, rows, blocks).gather(3, lists[1].long()).sum(-1)
+    return round(4 * float((q_size * keys).sum()) * d / ms / 1e9, 1)
+
+
 def time_passes(shape, tiny, device):
     """Return GB/s (bytes read and written once) and ms of the one-pass tools."""
     h, s, d = shape
@@ -133,6 +189,42 @@ def time_passes(shape, tiny, device):
         n: t if isinstance(t, str) else (round(calls[n][0] / t / 1e6), round(t, 4))
         for n, t in times.items()
     }
+
+
+def list_jobs(shapes, tiny, device):
+    """Return (part, label, call): listed columns, blocks chosen by each query, clusters."""
+    few = 8 if tiny else 1
+    jobs = [
+        (
+            "lists",
+            f"{s} listed 16, block {b}, exact {keep}",
+            lambda s=s, b=b, k=keep: time_listed(shapes[s], b, k, 0.1, tiny, device),
+        )
+        for s, b, keep in (("A", 128, 0.05), ("A", 64, 0.05), ("C", 128, 0.05))
+    ]
+    jobs += [
+        (
+            "lists",
+            f"{s} choice, 72 blocks, 8 a tile",
+            lambda s=s: time_choice(shapes[s], 72 // few, 8, tiny, device),
+        )
+        for s in ("A", "C")
+    ]
+    # the tile table's answer first, then what it might have answered
+    tiles = (None, Config(64, 64, 4, 3, 32), Config(128, 32, 4, 3, 32), Config(64, 32, 4, 4, 32))
+    for s, rows, blocks in (("A", 100, 500), ("B", 300, 1000)):
+        for c in tiles:
+            tile = "" if c is None else f" tile {c.block_m}x{c.block_n} s{c.num_stages}"
+            jobs.append(
+                (
+                    "lists",
+                    f"{s} clusters {rows}/{blocks} keep 0.1{tile}",
+                    lambda s=s, r=rows, n=blocks, c=c: time_clusters(
+                        shapes[s], r // few, n // few, 0.1, tiny, device, c
+                    ),
+                )
+            )
+    return jobs
 
 
 def timing_jobs(shapes, parts, tiny, device):
@@ -174,6 +266,8 @@ def timing_jobs(shapes, parts, tiny, device):
                     lambda s=s: time_sparse(shapes[s], 128, 0.1, tiny, device, short=60),
                 )
             )
+    if "lists" in parts:
+        jobs += list_jobs(shapes, tiny, device)
     if "passes" in parts:
         jobs += [("passes", s, lambda s=s: time_passes(shapes[s], tiny, device)) for s in ("A",)]
     if "sweep" in parts:

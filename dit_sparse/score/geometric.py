@@ -1,0 +1,77 @@
+"""Scores from the places of the blocks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, zip_longest
+
+import torch
+from torch import Tensor
+
+from dit_sparse.core import QKV, Context, Layout
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Minus the distance |i - j| of query block i and key block j on the arranged axis, [B,H,M,N].
+
+    first_frame: the key blocks of the first frame's length at the axis' start are at distance 0
+    from everything. modes: (ctx, heads) -> one letter per head; in heads of mode V the score is
+    minus the rank of the key block in one list for all queries: blocks of the first frame and of
+    the rest by turns, each group in an order of which every beginning is evenly spaced.
+    Used by SVG (first_frame) and Sparse-vDiT (modes).
+    """
+
+    first_frame: bool = False
+    modes: Callable[[Context, int], str] | None = None
+
+    def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
+        heads, device = x.q.shape[1], str(x.q.device)
+        m, n, frame = layout.q.video, layout.kv.video, 0
+        if ctx.grid is not None and ctx.grid.frames > 1:
+            frame = -(-ctx.grid.height * ctx.grid.width // layout.kv.size)
+        score = _near(m, n, frame if self.first_frame else 0, device)
+        row = self.modes(ctx, heads) if self.modes else ""
+        if "V" in row:
+            score = torch.where(_striped(row, device), _listed(n, frame, device), score)
+        return score.expand(x.q.shape[0], heads, m, n)
+
+
+def priority(n: int, frame: int) -> list[int]:
+    """Return the blocks 0..n-1 in the order in which stripes take them.
+
+    Multiples of the golden ratio spread evenly: so do the blocks whose multiple is smallest.
+    """
+    first, rest = (
+        sorted(blocks, key=lambda j: j * GOLDEN % 1) for blocks in (range(frame), range(frame, n))
+    )
+    return [j for j in chain.from_iterable(zip_longest(first, rest)) if j is not None]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _near(m: int, n: int, first: int, device: str) -> Tensor:
+    """Return -|i - j|, 0 in the first columns, [1, 1, m, n] float32."""
+    rows, cols = (torch.arange(s, dtype=torch.float32, device=device) for s in (m, n))
+    near = -(rows[:, None] - cols).abs()
+    near[:, :first] = 0
+    return near[None, None]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _listed(n: int, frame: int, device: str) -> Tensor:
+    """Return minus the place of each key block in the list of stripes, [n] float32."""
+    order = torch.tensor(priority(n, frame))
+    return -torch.argsort(order).to(torch.float32).to(device)
+
+
+@lru_cache(maxsize=4096)
+@torch.inference_mode(False)
+def _striped(row: str, device: str) -> Tensor:
+    """Return which heads of a table row have stripes, [1, H, 1, 1] bool."""
+    return torch.tensor([letter == "V" for letter in row], device=device)[None, :, None, None]

@@ -1,0 +1,50 @@
+"""Pooled attention as probabilities, with the text kept out of the pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit_sparse.arranged import arranged, video_cut
+from dit_sparse.core import QKV, Context, Layout
+from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.rectify import pooled_map
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """Share of each video block in the attention of a mean query, [B, H, M, N].
+
+    p_ij = c_j exp(z_ij) / (sum_j c_j exp(z_ij) + sum_t exp(z_it)), z = scale * mean(q block) . key
+    over the mean keys of blocks of c_j tokens and the single keys of text tokens t. A row sums to
+    1 less the share of the text.
+
+    spread: take the mean absolute deviations in the same pass, for a remainder that asks for them.
+    Used by Rectified SpaAttn.
+    """
+
+    spread: bool = False
+
+    def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
+        if ctx.causal:
+            raise ArgumentError(
+                "causal=True does not go with shares of the whole row, which count future keys; "
+                "use a method without them, e.g. 'pisa' with order=0"
+            )
+        q, k, _ = arranged(x, layout, ctx)
+        pooled = ctx.once(
+            ("pooled map", self.spread),
+            lambda: pooled_map(
+                q,
+                k,
+                video_cut(layout.q),
+                video_cut(layout.kv),
+                layout.q.video_tokens,
+                layout.kv.video_tokens,
+                spread=self.spread,
+                scale=ctx.scale,
+                impl=ctx.impl,
+            ),
+        )
+        return pooled.share

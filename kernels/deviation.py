@@ -1,0 +1,122 @@
+"""Triton kernels of rectified attention: mean and deviation in one read, and a gated shift.
+
+    mean_j = (1 / n_j) sum_{t in j} x_t,    spread_j = (1 / n_j) sum_{t in j} |x_t - mean_j|
+    out_t  = gate_j out_t + shift_j    for t in j, in place
+
+One program per (block, head), arithmetic in float32. Launched by rectify.py, which states shapes
+and users. Limits: head dims up to 256; a block above TILE tokens is read twice (from cache).
+"""
+
+# Triton's launch syntax, kernel[grid](...), has no types
+# pyright: reportIndexIssue=false, reportCallIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dit_sparse.kernels._jit import block_range, load_rows
+from dit_sparse.kernels._tune import power_of_2
+from dit_sparse.kernels.contract import Cut, per_head
+
+
+@triton.jit
+def spread_kernel(
+    x_ptr, mean_ptr, spread_ptr, offsets_ptr, stride_xb, stride_xh, stride_xs, stride_fb,
+    stride_fh, heads, blocks, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE:
+    tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0) % blocks
+    bh = tl.program_id(0) // blocks
+    b = (bh // heads).to(tl.int64)
+    h = (bh % heads).to(tl.int64)
+    x_ptr += b * stride_xb + h * stride_xh
+    start, end = block_range(
+        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+    )
+    count = tl.maximum(end - start, 1).to(tl.float32)
+    if SIZE <= TILE:
+        rows = start + tl.arange(0, TILE)
+        # x: [TILE, BLOCK_D], held in registers for the second sum
+        x = load_rows(x_ptr, stride_xs, rows, rows < end, DIM, BLOCK_D).to(tl.float32)
+        mean = tl.sum(x, 0) / count
+        far = tl.where((rows < end)[:, None], tl.abs(x - mean[None, :]), 0.0)
+        spread = tl.sum(far, 0)
+    else:
+        total = tl.zeros([BLOCK_D], tl.float32)
+        for first in range(start, end, TILE):
+            rows = first + tl.arange(0, TILE)
+            # x: [TILE, BLOCK_D]
+            x = load_rows(x_ptr, stride_xs, rows, rows < end, DIM, BLOCK_D)
+            total += tl.sum(x.to(tl.float32), 0)
+        mean = total / count
+        spread = tl.zeros([BLOCK_D], tl.float32)
+        for first in range(start, end, TILE):
+            rows = first + tl.arange(0, TILE)
+            # x: [TILE, BLOCK_D]
+            x = load_rows(x_ptr, stride_xs, rows, rows < end, DIM, BLOCK_D).to(tl.float32)
+            spread += tl.sum(tl.where((rows < end)[:, None], tl.abs(x - mean[None, :]), 0.0), 0)
+    dims = tl.arange(0, BLOCK_D)
+    at = (bh.to(tl.int64) * blocks + block) * DIM + dims
+    tl.store(mean_ptr + at, mean, mask=dims < DIM)
+    tl.store(spread_ptr + at, spread / count, mask=dims < DIM)
+
+
+@triton.jit
+def gate_kernel(
+    out_ptr, gate_ptr, shift_ptr, offsets_ptr, stride_ob, stride_oh, stride_os, stride_fb,
+    stride_fh, heads, blocks, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE:
+    tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0) % blocks
+    bh = tl.program_id(0) // blocks
+    b = (bh // heads).to(tl.int64)
+    h = (bh % heads).to(tl.int64)
+    out_ptr += b * stride_ob + h * stride_oh
+    start, end = block_range(
+        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+    )
+    row = bh.to(tl.int64) * blocks + block
+    dims = tl.arange(0, BLOCK_D)
+    gate = tl.load(gate_ptr + row)
+    # shift: [BLOCK_D]
+    shift = tl.load(shift_ptr + row * DIM + dims, mask=dims < DIM, other=0.0)
+    for first in range(start, end, TILE):
+        rows = first + tl.arange(0, TILE)
+        # out: [TILE, BLOCK_D]
+        x = load_rows(out_ptr, stride_os, rows, rows < end, DIM, BLOCK_D)
+        new = x.to(tl.float32) * gate + shift[None, :]
+        at = out_ptr + rows.to(tl.int64)[:, None] * stride_os + dims[None, :]
+        tl.store(at, new.to(x.dtype), mask=(rows < end)[:, None] & (dims < DIM)[None, :])
+
+
+def _offsets(cut: Cut, x: Tensor) -> Tensor:
+    return x if cut.offsets is None else per_head(cut.offsets.contiguous(), *x.shape[:2])
+
+
+def block_spread(x: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+    """Launch spread_kernel; see rectify.block_spread."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, heads, tokens, dim = x.shape
+    blocks, offsets = cut.count(tokens), _offsets(cut, x)
+    mean, spread = torch.empty(
+        2, batch, heads, blocks, dim, device=x.device, dtype=torch.float32
+    ).unbind(0)
+    spread_kernel[(batch * heads * blocks,)](
+        x, mean, spread, offsets, *x.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,
+        DIM=dim, BLOCK_D=power_of_2(dim), SIZE=cut.size, TILE=min(128, power_of_2(cut.size)),
+        IS_UNIFORM=cut.offsets is None, num_warps=8,
+    )  # fmt: skip
+    return mean, spread
+
+
+def gate_blocks(out: Tensor, gate: Tensor, shift: Tensor, cut: Cut) -> None:
+    """Launch gate_kernel on `out`, in place; see rectify.gate_blocks."""
+    batch, heads, tokens, dim = out.shape
+    blocks, offsets = cut.count(tokens), _offsets(cut, out)
+    gate, shift = gate.float().contiguous(), shift.float().contiguous()
+    gate_kernel[(batch * heads * blocks,)](
+        out, gate, shift, offsets, *out.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,
+        DIM=dim, BLOCK_D=power_of_2(dim), SIZE=cut.size, TILE=min(64, power_of_2(cut.size)),
+        IS_UNIFORM=cut.offsets is None, num_warps=4,
+    )  # fmt: skip
