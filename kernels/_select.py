@@ -42,15 +42,16 @@ def classes_kernel(
     m = row % rows
     h = row // rows % heads
     b = row // rows // heads
-    at = tl.arange(0, BLOCK)
+    # rows of a matrix from the start: a vector would change its layout at every bit
+    at = tl.arange(0, BLOCK)[None, :]
     inside = at < n
-    # score: [BLOCK] float32; keys past the row are 0, below every score
+    # score: [1, BLOCK] float32; keys past the row are 0, below every score
     score = tl.load(score_ptr + row * n + at, mask=inside, other=0.0)
-    key = tl.where(inside, ordered(score), tl.zeros([BLOCK], tl.uint32))
+    key = tl.where(inside, ordered(score), tl.zeros([1, BLOCK], tl.uint32))
     weight = inside.to(tl.float32)
     if HAS_WEIGHT:
         place = b * stride_wb + h * stride_wh + m * stride_wm + at.to(tl.int64) * stride_wn
-        # weight: [BLOCK]
+        # weight: [1, BLOCK]
         weight = tl.load(weight_ptr + place, mask=inside, other=0).to(tl.float32)
     slot = tl.arange(0, SLOTS)
     limit = tl.zeros([SLOTS], tl.float32)
@@ -69,14 +70,14 @@ def classes_kernel(
     bit = tl.full([], 0x80000000, tl.uint32)
     for _ in range(32):
         higher = edge | bit
-        ahead = key[None, :] >= higher[:, None]
-        mass = tl.sum(tl.where(ahead, weight[None, :], 0.0), 1)
+        ahead = key >= higher[:, None]
+        mass = tl.sum(tl.where(ahead, weight, 0.0), 1)
         past = mass > limit if IS_INCLUSIVE else mass >= limit
         if HAS_FLOORS:
             past = past & (tl.sum(ahead.to(tl.float32), 1) >= floor)
         edge = tl.where(past, higher, edge)
         bit = bit >> 1
-    level = tl.zeros([BLOCK], tl.int32)
+    level = tl.zeros([1, BLOCK], tl.int32)
     for t in tl.static_range(BUDGETS):
         cut = tl.max(tl.where(slot == t, edge, tl.zeros([SLOTS], tl.uint32)), 0)
         here = tl.sum(tl.where(slot == t, limit, 0.0), 0)
@@ -84,15 +85,15 @@ def classes_kernel(
         tie = (key == cut) & inside
         # equal scores: by rising index
         own = tl.where(tie, weight, 0.0)
-        upto = tl.cumsum(own, 0)
-        mass = tl.sum(tl.where(above, weight, 0.0), 0)
+        upto = tl.cumsum(own, 1)
+        mass = tl.sum(tl.where(above, weight, 0.0), None)
         late = mass + upto > here if IS_INCLUSIVE else mass + (upto - own) >= here
         if HAS_FLOORS:
-            rank = tl.sum(above.to(tl.int32), 0) + tl.cumsum(tie.to(tl.int32), 0) - 1
+            rank = tl.sum(above.to(tl.int32), None) + tl.cumsum(tie.to(tl.int32), 1) - 1
             late = late & (rank.to(tl.float32) >= tl.sum(tl.where(slot == t, floor, 0.0), 0))
         level += ((key < cut) | (tie & late)).to(tl.int32)
     # NaN must show: such a row keeps everything in class 0
-    bad = tl.max((inside & ((score != score) | (weight != weight))).to(tl.int32), 0)
+    bad = tl.max((inside & ((score != score) | (weight != weight))).to(tl.int32), None)
     level = tl.where(bad != 0, 0, level)
     tl.store(class_ptr + row * n + at, level.to(tl.int8), mask=inside)
 

@@ -90,6 +90,15 @@ def block_sparse_attention(
         raise ValueError(
             f"impl='triton' takes head dims up to 256 and no float64, got {dim}, {dim_v}, {q.dtype}"
         )
+    if row_mask is not None and columns is None and q_cut.offsets is None and config is None:
+        # block by block over the queries that chose it: neighbours need not agree
+        from dit_sparse.kernels.routed import MOST_BLOCKS, routed_attention
+
+        if kv_cut.count(s_kv) <= MOST_BLOCKS:
+            lists = kv_count, kv_index, q_cut.size
+            return routed_attention(
+                q, k, v, row_mask, kv_cut, lists=lists, causal=causal, scale=scale, tma=tma
+            )
     has_tma, big, nvidia = _device(q.device.index or 0) if q.is_cuda else (True, True, True)
     head_dim, head_dim_v = _tune.power_of_2(dim), _tune.power_of_2(dim_v)
     config = config or _tune.choose(

@@ -12,6 +12,7 @@ from dit_sparse.arrange.tiles import Tiles
 from dit_sparse.compute.attend import Attend
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout, Method, Plan
 from dit_sparse.errors import ArgumentError, UnknownNameError
+from dit_sparse.registry import entry
 from dit_sparse.schedule import Schedule
 from dit_sparse.score.pooled import PooledDot
 from dit_sparse.select.topk import HeadTopK, TopK
@@ -93,7 +94,7 @@ def test_a_threshold_of_a_whole_head_is_not_causal():
         dit_sparse.attention(q, k, v, "draft", causal=True)
 
 
-@pytest.mark.parametrize("name", ["pisa", "draft"])
+@pytest.mark.parametrize("name", dit_sparse.methods())
 def test_nan_in_gives_nan_out(name):
     """A NaN must show in the output, or a black video would pass for a video."""
     q, k, v = torch.randn(3, 1, 2, 256, 16)
@@ -111,12 +112,15 @@ def test_inference_mode_leaves_nothing_behind():
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-@pytest.mark.parametrize("name", ["pisa", "draft"])
+@pytest.mark.parametrize("name", dit_sparse.methods())
 @pytest.mark.parametrize("grid", [Grid(2, 8, 16), Grid(2, 7, 9, text=5)])
 def test_a_whole_method_is_one_graph(name, grid):
     graphs = []
     q, k, v = torch.randn(3, 1, 2, grid.tokens, 16)
-    method = dit_sparse.get(name, keep=0.4)
+    found = entry(name)
+    # k-means iterations are unrolled in the graph
+    params = {"keep": 0.4, "cold_iters": 2}
+    method = found.build(**{k: v for k, v in params.items() if k in found.parameters})
 
     def call(q, k, v):
         return dit_sparse.attention(q, k, v, method, grid=grid)

@@ -15,7 +15,7 @@ from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.lists import pack_lists
 
-# queries that choose for themselves are computed in tiles of this many, over the union of their
+# queries that choose for themselves are listed in tiles of this many, with the union of their
 # choices
 TILE = 128
 

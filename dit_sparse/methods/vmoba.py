@@ -29,8 +29,9 @@ Differs from the paper:
   here. A pair counts once whatever its block's size, as there.
 - a grid of one frame has one slab: layers of partition 1 are dense on
   images. Without a grid the blocks are equal and in raster order.
-- the union of the choices of 128 neighbouring queries is visited with a
-  mask, not one gathered list per block; the output is the same.
+- each block visits the queries that chose it, as in the code, but without
+  packed copies; a CPU visits the union of the choices of 128 neighbouring
+  queries with a mask. The output is the same.
 - joint text is exact and seen by all; the paper's model has none.
 - the default is the paper's threshold; its runs without fine-tuning use
   top-k, for a threshold lets videos flicker there. Both start with 25 %

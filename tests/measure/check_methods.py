@@ -16,12 +16,17 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dit_sparse
@@ -30,13 +35,14 @@ from dit_sparse.compute import attend
 from dit_sparse.core import QKV, Context
 from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.testing import PROPERTIES, check_property, relative_error
+from dit_sparse.weights import layer_weights
 
 # name, heads, head dim, grid: Wan2.1-1.3B at 480p; a quarter of HunyuanVideo's heads at 720p
 SHAPES = (
     ("A", 12, 128, dit_sparse.Grid(21, 30, 52)),
     ("B", 6, 128, dit_sparse.Grid(33, 45, 80)),
 )
-KEEP = 0.1
+KEEP, LAYER = 0.1, 2
 RUNS = (
     ("psa", {}),
     ("pisa", {}),
@@ -47,8 +53,9 @@ RUNS = (
     ("svg_ear", {}),
     ("draft", {}),
     ("sparse_vdit", {}),
-    ("rectified", {}),
+    ("rectified", {"neighbours": "within", "p_remain": 0.0}),
     ("sla", {}),
+    ("sla", {"variant": "global"}),
 )
 STAGES = ("layout", "move", "score", "select", "compute", "kernel", "kept")
 
@@ -81,14 +88,23 @@ def median(call, tiny: bool, rep: int = 100) -> float:
     return do_bench(call, warmup=20, rep=rep, return_mode="median")
 
 
-def context(grid, state: dict, cache: dict | None = None) -> Context:
-    """Return the context of a call in the middle of a generation."""
-    return Context(grid=grid, layer=2, step=20, steps=50, state=state, cache=dict(cache or {}))
+@contextmanager
+def projections(dim: int) -> Iterator[str]:
+    """Give the path of a weights file as a fine-tuned SLA model has it, random."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "projections.safetensors"
+        names = {"proj_l.weight": (dim, dim), "proj_l.bias": (dim,)}
+        save_file({f"{LAYER}.{n}": torch.randn(s) / dim for n, s in names.items()}, path)
+        yield str(path)
 
 
-def stages(x: QKV, grid, method, state: dict, tiny: bool) -> dict[str, float]:
-    """Return the milliseconds of every stage by itself."""
-    ctx = context(grid, state)
+def stages(x: QKV, method, call: Context, tiny: bool) -> dict[str, float]:
+    """Return the milliseconds of every stage by itself; `call` is the context of a warm call."""
+
+    def context(cache: dict) -> Context:
+        return replace(call, cache=dict(cache))
+
+    ctx = context({})
     layout = method.arrange(x, ctx)
     placed = dict(ctx.cache)
     arranged(x, layout, ctx)
@@ -101,11 +117,11 @@ def stages(x: QKV, grid, method, state: dict, tiny: bool) -> dict[str, float]:
     args, options = spy.call_args
     bare = {**options, "columns": None, "tail": None, "row_mask": None}
     calls = {
-        "layout": lambda: method.arrange(x, context(grid, state)),
-        "move": lambda: arranged(x, layout, context(grid, state, placed)),
-        "score": lambda: method.score(x, layout, context(grid, state, moved)),
-        "select": lambda: method.select(score, layout, context(grid, state, scored)),
-        "compute": lambda: method.compute(x, plan, context(grid, state, scored)),
+        "layout": lambda: method.arrange(x, context({})),
+        "move": lambda: arranged(x, layout, context(placed)),
+        "score": lambda: method.score(x, layout, context(moved)),
+        "select": lambda: method.select(score, layout, context(scored)),
+        "compute": lambda: method.compute(x, plan, context(scored)),
         "kernel": lambda: block_sparse_attention(*args, **options),
         "kept": lambda: block_sparse_attention(*args, **bare),
     }
@@ -136,18 +152,23 @@ def captured(call) -> bool | str:
 
 def time_run(x: QKV, grid, name: str, params: dict, tiny: bool) -> dict:
     """Return the measurements of one method on one shape."""
-    method, state = dit_sparse.get(name, keep=KEEP, **params), {}
-    method(x, context(grid, state))
-    plan = method.plan(x, context(grid, state))
-    took = median(lambda: method(x, context(grid, state)), tiny)
-    parts = stages(x, grid, method, state, tiny)
+    with projections(x.q.shape[-1]) as path:
+        learned = {"weights": path} if name == "sla" else {}
+        method = dit_sparse.get(name, keep=KEEP, **params, **learned)
+        weights = layer_weights(method, LAYER, x.q.device)
+    # one state for all calls: what a method keeps from step to step is there
+    ctx = Context(grid=grid, layer=LAYER, step=20, steps=50, weights=weights)
+    method(x, ctx)
+    plan = method.plan(x, ctx)
+    took = median(lambda: method(x, ctx), tiny)
+    parts = stages(x, method, ctx, tiny)
     return {
         "method": name,
         **params,
         "density": plan.density().item(),
         "ms": took,
         "over_kept": took / parts["kept"],
-        "graph": captured(lambda: method(x, context(grid, dict(state)))),
+        "graph": captured(lambda: method(x, replace(ctx, state=dict(ctx.state)))),
         "stages": parts,
     }
 
@@ -158,7 +179,8 @@ def table(result: dict) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in result["rows"]:
         if "stages" in row:
-            name = f"{row['method']} order 0" if row.get("order") == 0 else row["method"]
+            extra = {"order": " order 0", "variant": " global"}
+            name = row["method"] + "".join(text for key, text in extra.items() if key in row)
             cells = (
                 row["shape"], name, f"{row['density']:.3f}", f"{row['ms']:.2f}",
                 f"{row['speedup']:.2f}x", f"{row['over_kept']:.2f}x",
