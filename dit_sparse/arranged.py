@@ -10,6 +10,7 @@ from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.permute import permute_tokens
 from dit_sparse.kernels.pool import block_moments
+from dit_sparse.kernels.rectify import PooledMap, pooled_map
 
 
 def arranged(x: QKV, layout: Layout, ctx: Context) -> QKV:
@@ -71,3 +72,22 @@ def video_moments(k: Tensor, v: Tensor, blocks: Blocks, ctx: Context) -> Moments
         return Moments(*block_moments(k[:, :, :tokens], v[:, :, :tokens], cut, impl=ctx.impl))
 
     return ctx.once("moments", make)
+
+
+def video_map(q: Tensor, k: Tensor, layout: Layout, spread: bool, ctx: Context) -> PooledMap:
+    """Return the pooled map of arranged q, k [B, H, S, D], once per call; spread as there."""
+
+    def make() -> PooledMap:
+        return pooled_map(
+            q,
+            k,
+            video_cut(layout.q),
+            video_cut(layout.kv),
+            layout.q.video_tokens,
+            layout.kv.video_tokens,
+            spread=spread,
+            scale=ctx.scale,
+            impl=ctx.impl,
+        )
+
+    return ctx.once(("pooled map", spread), make)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError, UnknownNameError
+from dit_sparse.parameters import as_tuples, like
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,8 @@ def get(name: str, **params: Any) -> Method:
     if unknown:
         known = ", ".join(f"{k}={v!r}" for k, v in found.parameters.items()) or "none"
         raise ArgumentError(f"method {name!r} has no parameter {unknown[0]!r}; it takes: {known}")
+    for key, value in params.items():
+        params[key], default = as_tuples(value), found.parameters[key]
+        if not like(params[key], default):
+            raise ArgumentError(f"{key}={value!r}: method {name!r} needs a value like {default!r}")
     return found.build(**params)

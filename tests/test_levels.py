@@ -93,6 +93,21 @@ def test_caps_are_those_of_the_cosines(tokens):
     assert torch.equal(capped(score, None, ctx), torch.minimum(level, caps[:, :, None]))
 
 
+@pytest.mark.parametrize("rule", ["threshold", "released", "quota"])
+@pytest.mark.parametrize("cap", [1, 2, 3])
+def test_capped_levels_fit_their_lists(rule, cap):
+    """Blocks that a cap makes finer need more columns than the bounds alone tell."""
+    n, caps = 24, torch.full((1, 2, 24), cap, dtype=torch.int8)
+    ctx = Context(cache={"level_caps": caps})
+    select = Levels(bounds=(0.1, 0.15, 0.15, 0.6), rule=rule, capped=True)
+    level = select(torch.ones(1, 2, 4, n, dtype=torch.float64) / n, None, ctx)
+    x = QKV(*torch.randn(3, 1, 2, n * 16, 8))
+    plan = Plan(Layout(Blocks.uniform(n * 16, n * 4), Blocks.uniform(n * 16, 16)), level)
+    (short, _), (full, _) = (Pyramid()(x, plan, c) for c in (ctx, Context()))
+    assert torch.equal(short.count, full.count)
+    assert ((level == 1).sum(-1) <= select.capacity(n)).all()
+
+
 # the paper's presets: query and key block, bounds, what else; all 50 steps but the LoRA
 BALANCED, TOPK = {"rule": "threshold"}, {"rule": "quota"}
 PRESETS = {

@@ -20,7 +20,7 @@ class Curve:
     it starts along the longest side (of equal ones width, then height, then frames), and each
     token is a face neighbour of the one before, save some diagonal steps where a side is odd.
     Without a grid the sequence is cut in raster blocks.
-    Used by PSA, Jenga, Rectified SpaAttn.
+    Used by PSA, Rectified SpaAttn.
     """
 
     block: int = 128

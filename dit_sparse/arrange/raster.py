@@ -10,7 +10,8 @@ from dit_sparse.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Raster:
-    """Blocks of `block` consecutive tokens, text behind the video. Used by dense, SLA.
+    """Blocks of `block` consecutive tokens, text behind the video. Used by dense, SLA;
+    PSA and Rectified SpaAttn offer it.
 
     kv_block: size of the key blocks where it differs from that of the query blocks.
     """

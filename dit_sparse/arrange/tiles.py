@@ -22,7 +22,8 @@ class Tiles:
     uniform: keep this order but cut it every prod(tile) tokens, wherever the boxes end: equal
     blocks, which the kernels run fastest.
     Without a grid the sequence is cut in raster blocks of the same volume.
-    Used by DraftAttention (1, 8, 16), PISA (4, 4, 4; images 1, 8, 8).
+    Used by DraftAttention (1, 8, 16), PISA (4, 4, 4; images 1, 8, 8); PSA
+    offers (2, 8, 8).
     """
 
     tile: tuple[int, int, int] = (4, 4, 4)

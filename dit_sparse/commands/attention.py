@@ -9,6 +9,7 @@ from typing import Any
 
 from dit_sparse.commands.request import Request
 from dit_sparse.errors import ArgumentError, DitSparseError
+from dit_sparse.parameters import as_tuples, like
 
 DEFAULT = "pisa"
 # below this many tokens attention is so small a part of a step that choosing blocks costs more
@@ -127,36 +128,13 @@ def _checked(name: str, known: dict[str, Any], params: dict[str, Any]) -> dict[s
                     f"method {name} has no keep; it takes {takes or 'no parameters'}"
                 )
             raise ArgumentError(f"--set {key}: method {name} takes {takes or 'no parameters'}")
-        value = _tuples(value)
-        if not _like(value, known[key]):
+        value = as_tuples(value)
+        if not like(value, known[key]):
             raise ArgumentError(
                 f"--set {key}={_text(value)}: method {name} needs a value like {_text(known[key])}"
             )
         out[key] = value
     return out
-
-
-def _tuples(value: Any) -> Any:
-    """Return TOML's lists, also lists of lists, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _like(value: Any, default: Any) -> bool:
-    """Tell whether a value has the type of a parameter's default."""
-    if default is None:
-        return True
-    if isinstance(value, bool) or isinstance(default, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, tuple):
-        # how many there must be, the method knows
-        kind = default[0] if default else None
-        return isinstance(value, tuple) and all(_like(v, kind) for v in value)
-    if isinstance(value, tuple) and isinstance(default, int):
-        return all(isinstance(n, int) for n in value)  # these layers instead of the first n
-    if isinstance(value, tuple) and isinstance(default, str):
-        return all(isinstance(n, str | tuple) for n in value)  # a row per layer instead of one
-    # a count may be a share and the other way round: the method knows
-    return isinstance(value, int | float if isinstance(default, int | float) else type(default))
 
 
 def _text(value: Any) -> str:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dit_sparse.arranged import video_cut
-from dit_sparse.compute.remainder import Columns, Remainder
+from dit_sparse.arranged import video_cut, video_map
+from dit_sparse.compute.remainder import Remainder
 from dit_sparse.core import QKV, Context, Plan
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import per_head
+from dit_sparse.kernels.contract import Columns, per_head
 from dit_sparse.kernels.pool import pool_blocks
-from dit_sparse.kernels.rectify import gate_blocks, pooled_map, trusted
+from dit_sparse.kernels.rectify import gate_blocks, trusted
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,7 @@ class Rectify(Remainder):
 
     def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         rows, cols = plan.layout
-        pooled = ctx.once(
-            ("pooled map", self.gapr),
-            lambda: pooled_map(
-                x.q,
-                x.k,
-                video_cut(rows),
-                video_cut(cols),
-                rows.video_tokens,
-                cols.video_tokens,
-                spread=self.gapr,
-                scale=ctx.scale,
-                impl=ctx.impl,
-            ),
-        )
+        pooled = video_map(x.q, x.k, plan.layout, self.gapr, ctx)
         left = plan.level[..., : rows.video, : cols.video] == 0
         if self.gapr:
             left = left & trusted(pooled, bound=self.bound)

@@ -44,6 +44,10 @@ from dit_sparse.select.topk import HeadTopK, TopK
 def draft(keep=0.25, patch=(8, 16), rule="head", dense_steps=0.25, dense_layers=1):
     if rule not in ("head", "row"):
         raise ArgumentError(f"rule={rule!r} must be 'head' or 'row'")
+    if len(patch) != 2 or not all(type(edge) is int and edge > 0 for edge in patch):
+        raise ArgumentError(
+            f"patch={patch!r} must be two counts of tokens (height, width), each at least 1"
+        )
     return Method(
         arrange=Tiles((1, *patch)),
         score=PooledDot(softmax=True),

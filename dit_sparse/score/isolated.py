@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dit_sparse.arranged import arranged, video_cut
+from dit_sparse.arranged import arranged, video_map
 from dit_sparse.core import QKV, Context, Layout
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.rectify import pooled_map
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,4 @@ class Isolated:
                 "use a method without them, e.g. 'pisa' with order=0"
             )
         q, k, _ = arranged(x, layout, ctx)
-        pooled = ctx.once(
-            ("pooled map", self.spread),
-            lambda: pooled_map(
-                q,
-                k,
-                video_cut(layout.q),
-                video_cut(layout.kv),
-                layout.q.video_tokens,
-                layout.kv.video_tokens,
-                spread=self.spread,
-                scale=ctx.scale,
-                impl=ctx.impl,
-            ),
-        )
-        return pooled.share
+        return video_map(q, k, layout, self.spread, ctx).share

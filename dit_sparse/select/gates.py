@@ -74,7 +74,7 @@ class GateShare:
     keep: the share, own pairs included, at least these; a pair counts once, whatever the size of
     its block. With keep 0: k = the mean number of pairs per query, at most all blocks; one for
     each of the partitions "1", "2", "3" that `cycle` gives to the layers in turn.
-    scope: as in GateMass; "query" gives every query the same number. Used by VMoBA and MoBA.
+    scope: as in GateMass; "query" gives every query the same number. Used by VMoBA.
     """
 
     keep: float = 0.0

@@ -82,8 +82,11 @@ class Levels:
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
         n, ends = score.shape[-1], self._ends(score.shape[-1])
         # how many blocks a row pools, at most: the remainder's lists need not be longer
-        exact = 0 if self.capped else ends[0] if self.keep or self.rule == "quota" else 1
+        exact = ends[0] if self.keep or self.rule == "quota" else 1
         most = {f: end - exact for f, end in zip(self.factors, ends, strict=True)}
+        if self.capped:
+            # a cap may turn every pooled block into one of the finest
+            most = dict.fromkeys(self.factors, ends[-1])
         ctx.once("pooled_blocks", lambda: most)
         floors = (1,) * len(ends)
         if self.keep or self.rule == "quota":

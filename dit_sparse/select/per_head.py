@@ -62,6 +62,8 @@ class Table:
         rows = self.rows
         steps = rows if isinstance(rows, tuple) and isinstance(rows[0], tuple) else (rows,)
         for at, step in enumerate(steps):
+            if isinstance(steps[0], tuple) and isinstance(step, str):
+                raise ArgumentError(f"table: step {at} is {step!r}, not a list of rows like step 0")
             if len(steps) > 1 and len(step) != len(steps[0]):
                 raise ArgumentError(
                     f"table: step {at} has {len(step)} layers, step 0 has {len(steps[0])}"

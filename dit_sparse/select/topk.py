@@ -22,7 +22,7 @@ def check_keep(keep: float) -> None:
 
 @dataclass(frozen=True)
 class TopK:
-    """Each row keeps its max(1, floor(keep * N)) best blocks. Used by PISA, SVG, VMoBA."""
+    """Each row keeps its max(1, floor(keep * N)) best blocks. Used by PISA, DraftAttention, SLA."""
 
     keep: float
 
