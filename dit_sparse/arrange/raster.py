@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from dit_sparse.core import QKV, Blocks, Context, Layout
+import torch
+
+from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
 from dit_sparse.errors import ArgumentError
 
 
@@ -28,7 +31,14 @@ class Raster:
         sizes = self.block, self.kv_block or self.block
         if ctx.grid is None:
             return Layout(*(Blocks.uniform(t.shape[2], n) for t, n in zip(x, sizes, strict=False)))
-        q = Blocks.with_text(ctx.grid, sizes[0], device=x.q.device)
-        if sizes[0] == sizes[1]:
-            return Layout(q, q)
-        return Layout(q, Blocks.with_text(ctx.grid, sizes[1], device=x.k.device))
+        return Layout(*(_cut(ctx.grid, n, str(x.q.device)) for n in sizes))
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _cut(grid: Grid, block: int, device: str) -> Blocks:
+    """Return the blocks of a grid; they depend on sizes alone, so each is built once.
+
+    Outside inference mode, for a later call may need them with gradients.
+    """
+    return Blocks.with_text(grid, block, device=device)

@@ -16,9 +16,10 @@
 The error is |a_i k_j| + |q_i a_j|, a the mean absolute deviation of the
 block by channel. rectify="ipar" compensates every dropped block, "none"
 leaves the sparse output as it is. The models' published values (keep,
-dense_layers, dense_steps of 50): Hunyuan .2, 0, 0; Wan2.1 T2V .25, 2, 5;
-I2V .25, 2, 0; Wan2.2 A14B .15, 2, 3 (I2V 0), 5B .25, 2, 5; CogVideoX1.5
-.15 (I2V .25), 0, 5; FLUX .1, (37, ..., 56), 0; all with p_remain .3.
+dense_layers, dense_steps of 50, for A14B of 40): Hunyuan .2, 0, 0;
+Wan2.1 T2V .25, 2, 5; I2V .25, 2, 0; Wan2.2 A14B .15, 2, 3 (I2V 0), 5B
+.25, 2, 5; CogVideoX1.5 .15 (I2V .25), 0, 5; FLUX .1, (37, ..., 56), 0;
+all with p_remain .3.
 
 Differs from the paper:
 - the paper's body was not at hand: the formulas are those of the released

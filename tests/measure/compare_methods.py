@@ -274,7 +274,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="rows that stand there already are kept")
     parser.add_argument("--table", type=Path, nargs="+", help="print results as tables and stop")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=2)
@@ -315,13 +315,16 @@ def compare(args: argparse.Namespace, workers: ProcessPoolExecutor) -> int:
         "rows": [],
         "failed": [],
     }
+    if args.out and args.out.is_file():
+        result["rows"] = json.loads(args.out.read_text())["rows"]
+    done = {(row["target"], row["label"]) for row in result["rows"]}
     share = 100 * np.mean(result["dense"]["right"])
     print(f"{time.monotonic() - begin:6.1f}s dense: {share:.1f} % right", flush=True)
     part, parts = map(int, args.part.split("/"))
     work = [(t, r) for t in args.densities for r in ROWS]
     work = [(t, r) for t, r in work if not args.rows or r.label.startswith(tuple(args.rows))]
     for target, row in work[part::parts]:
-        if time.monotonic() - begin < args.seconds:
+        if (target, row.label) not in done and time.monotonic() - begin < args.seconds:
             try:
                 found = run(pipe, row, target, prompts, seeds, plain, workers)
             except Exception as error:
