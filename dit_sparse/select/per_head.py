@@ -60,14 +60,19 @@ class Table:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", _tuples(self.rows))
         rows = self.rows
-        steps = rows if isinstance(rows, tuple) and isinstance(rows[0], tuple) else (rows,)
+        if not rows:
+            raise ArgumentError(f"table={rows!r} must hold at least one letter, e.g. 'DM'")
+        steps = [rows]
+        if isinstance(rows, tuple) and any(isinstance(row, tuple) for row in rows):
+            steps = list(rows)
+        layers = len(steps[0])
         for at, step in enumerate(steps):
-            if isinstance(steps[0], tuple) and isinstance(step, str):
-                raise ArgumentError(f"table: step {at} is {step!r}, not a list of rows like step 0")
-            if len(steps) > 1 and len(step) != len(steps[0]):
+            if len(steps) > 1 and isinstance(step, str):
                 raise ArgumentError(
-                    f"table: step {at} has {len(step)} layers, step 0 has {len(steps[0])}"
+                    f"table: step {at} is {step!r}, not a list of rows per layer"
                 )
+            if len(step) != layers:
+                raise ArgumentError(f"table: step {at} has {len(step)} layers, step 0 has {layers}")
             for row in (step,) if isinstance(step, str) else step:
                 if not isinstance(row, str) or not row or set(row) - set(MODES):
                     raise ArgumentError(
