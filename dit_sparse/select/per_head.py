@@ -68,9 +68,7 @@ class Table:
         layers = len(steps[0])
         for at, step in enumerate(steps):
             if len(steps) > 1 and isinstance(step, str):
-                raise ArgumentError(
-                    f"table: step {at} is {step!r}, not a list of rows per layer"
-                )
+                raise ArgumentError(f"table: step {at} is {step!r}, not a list of rows per layer")
             if len(step) != layers:
                 raise ArgumentError(f"table: step {at} has {len(step)} layers, step 0 has {layers}")
             for row in (step,) if isinstance(step, str) else step:
