@@ -204,7 +204,7 @@ def test_a_huge_tensor_is_not_read(tmp_path, monkeypatch):
         layer_weights(method, 0, CPU)
 
 
-@pytest.mark.parametrize("path", [None, 3, ["a"]])
+@pytest.mark.parametrize("path", [None, 3, ("a",)])
 def test_weights_is_a_path(path):
     with pytest.raises(ArgumentError, match=re.escape(f"weights={path!r}")):
         dit_sparse.get("sla", weights=path)
