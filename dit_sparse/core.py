@@ -8,9 +8,9 @@ N key blocks. Stages are frozen dataclasses; none of them reads a global or a pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
 from dit_sparse.tokens import QKV, Blocks, Grid, Layout
 
-__all__ = ["QKV", "Blocks", "Context", "Grid", "Layout", "Method", "Plan"]
+__all__ = ["QKV", "Blocks", "Context", "Grid", "Known", "Layout", "Method", "Plan"]
 
 T = TypeVar("T")
 
@@ -107,6 +107,28 @@ class Context:
         return found
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of the sparse calls to come before their tensors are; None = not yet.
+
+    layers: the numbers of the layers that are ever sparse. heads: of the queries. steps: the sparse
+    ones, up to the last of a generation: `steps.stop` is the number of all.
+    """
+
+    layers: tuple[int, ...]
+    heads: int | None = None
+    steps: range | None = None
+    grid: Grid | None = None
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A stage, or a part of one, with parameters that do not fit every model, grid or length."""
+
+    def check(self, known: Known) -> None:
+        """Raise what a call would raise later, as far as it follows from what is known."""
+
+
 class Arrange(Protocol):
     """Stage 1: order and cut the tokens."""
 
@@ -150,6 +172,29 @@ class Method:
     weights: str | None = None
     tensors: tuple[str, ...] = ()
 
+    def check(
+        self,
+        layers: int,
+        heads: int | None = None,
+        steps: int | None = None,
+        grid: Grid | None = None,
+    ) -> None:
+        """Raise where a parameter cannot work in a model or, with steps and grid, a generation.
+
+        layers: self-attention layers of the model. What is None is not known yet: call again when
+        it is. Every stage and part of one that is `Checked` is asked; dense calls are left out.
+        """
+        # the last step is sparse wherever any is; the longest generation stands for an unknown one
+        total = steps or 1 << 30
+        at = self.schedule.at
+        sparse = tuple(n for n in range(layers) if at(n, total - 1, total) == "sparse")
+        first = self.schedule.first_sparse_step(total)
+        known = Known(sparse, heads, range(first, steps) if steps else None, grid)
+        for stage in (self.arrange, self.score, self.select, self.compute):
+            for part in _parts(stage):
+                if sparse and isinstance(part, Checked):
+                    part.check(known)
+
     def plan(self, x: QKV, ctx: Context) -> Plan:
         """Arrange, score and select: what `compute` would run for these tensors."""
         layout = self.arrange(x, ctx)
@@ -183,6 +228,14 @@ class Method:
     def with_schedule(self, schedule: Schedule | None) -> Method:
         """Return this method under another schedule (None keeps its own)."""
         return self if schedule is None else replace(self, schedule=schedule)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield a value and, when it is a dataclass, the parts of its fields."""
+    yield value
+    if is_dataclass(value):
+        for part in fields(value):
+            yield from _parts(getattr(value, part.name))
 
 
 def _causal_masks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:

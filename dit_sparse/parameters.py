@@ -1,8 +1,11 @@
-"""What a method's parameter takes, read from its default."""
+"""What a method's parameter takes: the type of its default, a count, a share."""
 
 from __future__ import annotations
 
+from math import floor
 from typing import Any
+
+from dit_sparse.errors import ArgumentError
 
 
 def as_tuples(value: Any) -> Any:
@@ -26,3 +29,27 @@ def like(value: Any, default: Any) -> bool:
         return all(isinstance(n, str | tuple) for n in value)  # a row per layer instead of one
     # a count may be a share and the other way round: the method knows
     return isinstance(value, int | float if isinstance(default, int | float) else type(default))
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise unless `value` is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ArgumentError(f"{name}={value!r} must be a count of tokens, at least 1")
+
+
+def check_share(name: str, value: float, zero: str = "") -> None:
+    """Raise unless `value` is a share in (0, 1], or 0 where `zero` says what that means."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or not (value or zero):
+        rule = f"from 0 to 1 (0: {zero})" if zero else "above 0 and at most 1"
+        raise ArgumentError(f"{name}={value!r} must be a share {rule}")
+
+
+def quota(share: float, n: int, least: int = 1) -> int:
+    """Return how many of n things a share stands for: floor(share * n), or `least`.
+
+    >>> quota(0.29, 100)
+    29
+    """
+    # the small term undoes products such as 0.29 * 100 = 28.999...
+    return max(least, floor(share * n + 1e-6))

@@ -10,10 +10,12 @@ made on torch's default device: `torch.set_default_device("cuda")` runs the suit
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from unittest import mock
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from dit_sparse.compute.attend import dense
 from dit_sparse.core import QKV, Context, Grid, Method
+from dit_sparse.kernels.lists import pack_lists
 from dit_sparse.profile import Profile
 from dit_sparse.registry import Entry, entry
 from dit_sparse.select.topk import TopK
@@ -96,6 +99,40 @@ def poisoned() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def packed() -> Iterator[list[tuple[int, int]]]:
+    """Collect (most entries of a row, capacity) of every list that any module packs."""
+    found, real = [], pack_lists
+
+    def pack(mask: Tensor, capacity: int | None = None, **options: str) -> tuple[Tensor, Tensor]:
+        most = int((mask != 0).sum(-1).max())
+        found.append((most, mask.shape[-1] if capacity is None else capacity))
+        return real(mask, capacity, **options)
+
+    loaded = [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    users = [m for m in loaded if vars(m).get("pack_lists") is real]
+    with ExitStack() as stack:
+        for module in users:
+            stack.enter_context(mock.patch.object(module, "pack_lists", pack))
+        yield found
+
+
+def check_lists(method: Method, problem: Problem) -> None:
+    """Raise AssertionError when a list of a call is too short for what its rows keep.
+
+    Also for queries of zero: where all scores are equal, a share of their mass is most blocks.
+    """
+    for x in (problem.x, problem.x._replace(q=torch.zeros_like(problem.x.q))):
+        ctx = problem.context("auto")
+        with packed() as lists:
+            plan = method.plan(x, ctx)
+            method.compute(x, plan, ctx)
+        if plan.capacity is not None:
+            lists.append((int((plan.level == 1).sum(-1).max()), plan.capacity))
+        for most, capacity in lists:
+            assert most <= capacity, f"a row keeps {most} blocks, its list holds {capacity}"
+
+
 def _is_a_value(found: Entry) -> None:
     method = found.build()
     assert method == found.build() and hash(method) == hash(found.build())
@@ -129,6 +166,14 @@ def _plan_is_valid(found: Entry) -> None:
         valid = torch.arange(index.shape[-1]) < count[..., None]
         listed = torch.zeros_like(kept).scatter_(-1, index.long(), valid)
         assert torch.equal(listed, kept), "the lists differ from the levels"
+
+
+def _lists_lose_nothing(found: Entry) -> None:
+    """All implementations read the same lists: none would show a block that is missing there."""
+    budgets = [{"keep": k} for k in (0.05, 0.3, 0.9)] if "keep" in found.parameters else []
+    for grid in (GRIDS["even"], GRIDS["text last"]):
+        for params in ({}, *budgets):
+            check_lists(found.build(**params), Problem.make(grid))
 
 
 def _dense_limit(found: Entry) -> None:
@@ -255,6 +300,7 @@ PROPERTIES: dict[str, Callable[[Entry], None]] = {
     for check in (
         _is_a_value,
         _plan_is_valid,
+        _lists_lose_nothing,
         _dense_limit,
         _kernel_equals_reference,
         _batch_independent,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,11 @@ class Grid:
             raise ArgumentError(f"Grid: text={self.text} must not be negative")
 
     @property
+    def sides(self) -> tuple[int, int, int]:
+        """Frames, height and width."""
+        return self.frames, self.height, self.width
+
+    @property
     def video(self) -> int:
         """Number of video tokens."""
         return self.frames * self.height * self.width
@@ -41,6 +48,29 @@ class Grid:
     def tokens(self) -> int:
         """Length of the whole sequence."""
         return self.video + self.text
+
+    def boxes(
+        self, parts: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> tuple[int, Tensor, Tensor | None]:
+        """Cut each side into so many nearly equal parts, the video into boxes, raster inside.
+
+        Return what `Blocks.with_text` takes: the tokens of the largest box; the video tokens box by
+        box, [video] int64; and where each box ends, [boxes] int32, None when all are equal.
+        """
+        # part i of a side holds the positions p with p * parts // side == i
+        part = [torch.arange(s) * n // s for s, n in zip(self.sides, parts, strict=True)]
+        t, h, w = torch.meshgrid(*part, indexing="ij")
+        box = ((t * parts[1] + h) * parts[2] + w).flatten()
+        order, ends = torch.argsort(box, stable=True).to(device), None
+        # plain numbers, not tensors: a compiler can trace them, and no device is waited for
+        t, h, w = (
+            [-(-(i + 1) * s // n) + (-i * s // n) for i in range(n)]
+            for s, n in zip(self.sides, parts, strict=True)
+        )
+        sizes = [a * b * c for a in t for b in h for c in w]
+        if len(set(sizes)) > 1:
+            ends = torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
+        return max(sizes), order, ends
 
 
 class QKV(NamedTuple):
@@ -133,12 +163,28 @@ class Blocks:
         """Return the number of tokens of each block, [B|1, H|1, M] int32; heads as in `bounds`."""
         return self.bounds(device, heads).diff(dim=-1)
 
+    def video_sizes(self, like: Tensor) -> Tensor:
+        """Return the tokens of each video block, [B|1, H|1, 1, M], like `like` [B, H, ., .]."""
+        sizes = self.sizes(like.device, like.shape[1])[..., : self.video]
+        return sizes.to(like.dtype)[..., None, :]
+
 
 class Layout(NamedTuple):
     """How queries and keys are ordered and cut; they may differ."""
 
     q: Blocks
     kv: Blocks
+
+    @classmethod
+    def uniform(cls, x: QKV, size: int, kv_size: int | None = None) -> Layout:
+        """Cut queries and keys, in the given order, every `size` and every `kv_size` tokens."""
+        return cls(_uniform(x.q.shape[2], size), _uniform(x.k.shape[2], kv_size or size))
+
+
+@lru_cache(maxsize=32)
+def _uniform(length: int, size: int) -> Blocks:
+    """Return the same object for the same sizes: what is derived from blocks is kept by them."""
+    return Blocks.uniform(length, size)
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def list_kernel(
     if HAS_LISTS:
         # kept: [BLOCK_M, BLOCK_J] int8, the row of each query's tile
         row = (first + local).to(tl.int64) * tiles + rows // Q_SIZE
-        at = row[:, None] * (blocks + 1) + block[None, :]
+        at = row[:, None] * blocks + block[None, :]
         seen = seen & (tl.load(kept_ptr + at, mask=inside, other=0) != 0)
     seen = seen.to(tl.int32)
     line = local.to(tl.int64) * blocks + block

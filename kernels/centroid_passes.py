@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_sparse.kernels._jit import block_range, load_rows, scores
+from dit_sparse.kernels._launch import dense_rows, head_offsets, precision
 from dit_sparse.kernels._tune import power_of_2
-from dit_sparse.kernels.contract import Cut, per_head
+from dit_sparse.kernels.contract import Cut
 
 
 @triton.jit
@@ -110,17 +111,9 @@ def probe_kernel(
     tl.store(at, found, mask=c < rows)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _precision() -> str:
-    return "tf32x3" if torch.version.hip is None else "ieee"
-
-
 def assign(x: Tensor, near: Tensor, norm: Tensor) -> Tensor:
     """Launch assign_kernel; see kmeans.assign. Returns int32."""
-    x, near, norm = _rows(x), near.contiguous(), norm.contiguous()
+    x, near, norm = dense_rows(x), near.contiguous(), norm.contiguous()
     batch, heads, tokens, dim = x.shape
     clusters, small = near.shape[2], x.element_size() == 2
     label = torch.empty(batch, heads, tokens, device=x.device, dtype=torch.int32)
@@ -132,7 +125,7 @@ def assign(x: Tensor, near: Tensor, norm: Tensor) -> Tensor:
     tiles = triton.cdiv(tokens, block_s)
     assign_kernel[(batch * heads * tiles,)](
         x, near, norm, label, *x.stride()[:3], heads, tokens, clusters, tiles, DIM=dim,
-        BLOCK_D=block_d, BLOCK_S=block_s, BLOCK_C=block_c, PRECISION=_precision(),
+        BLOCK_D=block_d, BLOCK_S=block_s, BLOCK_C=block_c, PRECISION=precision(),
         num_warps=4, num_stages=2 if small else 1,
     )  # fmt: skip
     return label
@@ -144,11 +137,10 @@ def probe_error(
 ) -> Tensor:  # fmt: skip
     """Launch probe_kernel; see probe.probe_error."""
     q, k_mean, v_mean = q.contiguous(), k_mean.contiguous(), v_mean.contiguous()
-    k, v = _rows(k), _rows(v)
+    k, v = dense_rows(k), dense_rows(v)
     batch, heads, rows, dim = q.shape
     tokens, dim_v, blocks = k.shape[2], v.shape[3], k_mean.shape[2]
-    uniform = cut.offsets is None
-    offsets = k if cut.offsets is None else per_head(cut.offsets.contiguous(), *k.shape[:2])
+    uniform, offsets = cut.offsets is None, head_offsets(cut, k)
     found = torch.empty(batch, heads, rows, blocks, device=k.device, dtype=torch.float32)
     block_c = min(64, power_of_2(rows))
     tiles = triton.cdiv(rows, block_c)
@@ -157,6 +149,6 @@ def probe_error(
         *offsets.stride()[:2], heads, heads // k.shape[1], rows, blocks, tiles, tokens, scale,
         DIM=dim, DIM_V=dim_v, BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), BLOCK_C=block_c,
         BLOCK_N=32, SIZE=cut.size if uniform else 0, IS_UNIFORM=uniform, HAS_VALUES=values,
-        PRECISION=_precision(), num_warps=4, num_stages=2 if k.element_size() == 2 else 1,
+        PRECISION=precision(), num_warps=4, num_stages=2 if k.element_size() == 2 else 1,
     )  # fmt: skip
     return found

@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_sparse.kernels._jit import block_range, load_rows
+from dit_sparse.kernels._jit import load_rows
+from dit_sparse.kernels._launch import dense_rows, head_offsets, own_block
 from dit_sparse.kernels._tune import power_of_2
-from dit_sparse.kernels.contract import Cut, per_head
+from dit_sparse.kernels.contract import Cut
 
 
 @triton.jit
@@ -26,14 +27,10 @@ def spread_kernel(
     stride_fh, heads, blocks, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE:
     tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0) % blocks
-    bh = tl.program_id(0) // blocks
-    b = (bh // heads).to(tl.int64)
-    h = (bh % heads).to(tl.int64)
-    x_ptr += b * stride_xb + h * stride_xh
-    start, end = block_range(
-        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+    b, h, block, start, end = own_block(
+        offsets_ptr, stride_fb, stride_fh, heads, blocks, tokens, SIZE, IS_UNIFORM
     )
+    x_ptr += b * stride_xb + h * stride_xh
     count = tl.maximum(end - start, 1).to(tl.float32)
     if SIZE <= TILE:
         rows = start + tl.arange(0, TILE)
@@ -57,7 +54,7 @@ def spread_kernel(
             x = load_rows(x_ptr, stride_xs, rows, rows < end, DIM, BLOCK_D).to(tl.float32)
             spread += tl.sum(tl.where((rows < end)[:, None], tl.abs(x - mean[None, :]), 0.0), 0)
     dims = tl.arange(0, BLOCK_D)
-    at = (bh.to(tl.int64) * blocks + block) * DIM + dims
+    at = block * DIM + dims
     tl.store(mean_ptr + at, mean, mask=dims < DIM)
     tl.store(spread_ptr + at, spread / count, mask=dims < DIM)
 
@@ -68,19 +65,14 @@ def gate_kernel(
     stride_fh, heads, blocks, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE:
     tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0) % blocks
-    bh = tl.program_id(0) // blocks
-    b = (bh // heads).to(tl.int64)
-    h = (bh % heads).to(tl.int64)
-    out_ptr += b * stride_ob + h * stride_oh
-    start, end = block_range(
-        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
+    b, h, block, start, end = own_block(
+        offsets_ptr, stride_fb, stride_fh, heads, blocks, tokens, SIZE, IS_UNIFORM
     )
-    row = bh.to(tl.int64) * blocks + block
+    out_ptr += b * stride_ob + h * stride_oh
     dims = tl.arange(0, BLOCK_D)
-    gate = tl.load(gate_ptr + row)
+    gate = tl.load(gate_ptr + block)
     # shift: [BLOCK_D]
-    shift = tl.load(shift_ptr + row * DIM + dims, mask=dims < DIM, other=0.0)
+    shift = tl.load(shift_ptr + block * DIM + dims, mask=dims < DIM, other=0.0)
     for first in range(start, end, TILE):
         rows = first + tl.arange(0, TILE)
         # out: [TILE, BLOCK_D]
@@ -90,15 +82,11 @@ def gate_kernel(
         tl.store(at, new.to(x.dtype), mask=(rows < end)[:, None] & (dims < DIM)[None, :])
 
 
-def _offsets(cut: Cut, x: Tensor) -> Tensor:
-    return x if cut.offsets is None else per_head(cut.offsets.contiguous(), *x.shape[:2])
-
-
 def block_spread(x: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     """Launch spread_kernel; see rectify.block_spread."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     batch, heads, tokens, dim = x.shape
-    blocks, offsets = cut.count(tokens), _offsets(cut, x)
+    blocks, offsets = cut.count(tokens), head_offsets(cut, x)
     mean, spread = torch.empty(
         2, batch, heads, blocks, dim, device=x.device, dtype=torch.float32
     ).unbind(0)
@@ -113,7 +101,7 @@ def block_spread(x: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
 def gate_blocks(out: Tensor, gate: Tensor, shift: Tensor, cut: Cut) -> None:
     """Launch gate_kernel on `out`, in place; see rectify.gate_blocks."""
     batch, heads, tokens, dim = out.shape
-    blocks, offsets = cut.count(tokens), _offsets(cut, out)
+    blocks, offsets = cut.count(tokens), head_offsets(cut, out)
     gate, shift = gate.float().contiguous(), shift.float().contiguous()
     gate_kernel[(batch * heads * blocks,)](
         out, gate, shift, offsets, *out.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_sparse.kernels._jit import load_rows, scores
+from dit_sparse.kernels._launch import dense_rows, precision
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import per_head
 
@@ -111,7 +112,7 @@ def sampled_importance(
     q: Tensor, k: Tensor, q_count: Tensor, k_count: Tensor, scale: float, reduce: str, norm: str
 ) -> Tensor:
     """Launch the two kernels for as many heads at a time as the scratch holds."""
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    q, k = dense_rows(q), dense_rows(k)
     batch, heads, kv_heads, dim = *q.shape[:2], k.shape[1], q.shape[3]
     rows, cols = q_count.shape[-1], k_count.shape[-1]
     s, t = q.shape[2] // rows, k.shape[2] // cols
@@ -127,14 +128,13 @@ def sampled_importance(
     half = q.element_size() == 2
     block_m, block_n = (128, 64) if half and dim <= 128 else (64, 32)
     block_m, block_n = max(block_m, s_pad), max(block_n, t_pad)
-    precision = "tf32x3" if torch.version.hip is None else "ieee"
     for first in range(0, batch * heads, at_once):
         some = min(at_once, batch * heads - first)
         logits_kernel[(some * triton.cdiv(rows, block_m // s_pad),)](
             q, k, q_count, k_count, best, z, *q.stride()[:3], *k.stride()[:3], rows, cols, first,
             heads, heads // kv_heads, rows, cols, scale * 1.4426950408889634, DIM=dim,
             BLOCK_D=power_of_2(dim), S=s, T=t, S_PAD=s_pad, T_PAD=t_pad, BLOCK_M=block_m,
-            BLOCK_N=block_n, IS_MEAN=reduce == "mean", IS_PEAK=norm == "max", PRECISION=precision,
+            BLOCK_N=block_n, IS_MEAN=reduce == "mean", IS_PEAK=norm == "max", PRECISION=precision(),
             num_warps=4 if half else 8, num_stages=3 if half else 2,
         )  # fmt: skip
         block_c = min(128, power_of_2(cols))

@@ -1,5 +1,5 @@
-"""Choose the best blocks of each row, and pack a dense choice into lists: kv_count [B, H, M],
-kv_index [B, H, M, C], ids ascending, packed left.
+"""Choose the best blocks of each row; pack a dense choice into lists, kv_count [B, H, M] and
+kv_index [B, H, M, C], ids ascending, packed left; and unpack it.
 
 The form of FlashAttention-4 and FlexAttention, used by every method. On the device, without a sync.
 """
@@ -65,3 +65,14 @@ def pack_lists(
         *kept.shape[:-1], capacity + 1, dtype=torch.int32, device=kept.device
     ).scatter(-1, place, ids)
     return kept.sum(-1).clamp(max=capacity).int(), index[..., :capacity].contiguous()
+
+
+def dense_mask(kv_count: Tensor, kv_index: Tensor, n: int) -> Tensor:
+    """Return the choice that lists stand for, bool [B, H, M, n]; entries past a count are ignored.
+
+    >>> dense_mask(torch.tensor([[[1]]]), torch.tensor([[[[1, 0, 0]]]]), 3).tolist()
+    [[[[False, True, False]]]]
+    """
+    listed = torch.arange(kv_index.shape[-1], device=kv_index.device) < kv_count[..., None]
+    mask = torch.zeros(*kv_count.shape, n + 1, dtype=torch.bool, device=kv_index.device)
+    return mask.scatter_(-1, kv_index.long().where(listed, n), True)[..., :n]

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_sparse.kernels._jit import block_range, dot, load_rows
+from dit_sparse.kernels._launch import dense_rows, head_offsets, own_block, precision
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import Columns, Cut, per_head
 
@@ -26,15 +27,11 @@ def token_kernel(
     tl.constexpr, HAS_ORDER: tl.constexpr, IS_INVERSE: tl.constexpr, WRITE_TOKENS: tl.constexpr,
     WRITE_MEAN: tl.constexpr, IS_SUM: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0) % blocks
-    bh = tl.program_id(0) // blocks
-    b = (bh // heads).to(tl.int64)
-    h = (bh % heads).to(tl.int64)
+    b, h, block, start, end = own_block(
+        offsets_ptr, stride_fb, stride_fh, heads, blocks, tokens, SIZE, IS_UNIFORM
+    )
     x_ptr += b * stride_xb + h * stride_xh
     out_ptr += b * stride_ob + h * stride_oh
-    start, end = block_range(
-        block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
-    )
     dims = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for first in range(start, end, TILE):
@@ -57,7 +54,7 @@ def token_kernel(
     if WRITE_MEAN:
         if not IS_SUM:
             total = total / tl.maximum(end - start, 1).to(tl.float32)
-        at = mean_ptr + (bh.to(tl.int64) * blocks + block) * DIM + dims
+        at = mean_ptr + block * DIM + dims
         tl.store(at, total.to(mean_ptr.dtype.element_ty), mask=dims < DIM)
 
 
@@ -176,18 +173,6 @@ def top_kernel(score_ptr, level_ptr, n, k, BLOCK: tl.constexpr):
     tl.store(level_ptr + row * n + at, keep.to(tl.int8), mask=at < n)
 
 
-def _offsets(cut: Cut, x: Tensor, stand_in: Tensor) -> Tensor:
-    return (
-        stand_in
-        if cut.offsets is None
-        else per_head(cut.offsets.contiguous(), x.shape[0], x.shape[1])
-    )
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def token_pass(
     x: Tensor,
     cut: Cut,
@@ -199,15 +184,12 @@ def token_pass(
 ) -> None:
     """Fill `out` [B, H, S, D] with permuted tokens and `mean` [B, H, N, D] with block means in one
     pass."""
-    x = _rows(x)
+    x = dense_rows(x)
     batch, heads, tokens, dim = x.shape
     blocks = cut.count(tokens)
     order_ = x if order is None else order.contiguous().expand(batch, heads, tokens)
-    out_, mean_, offsets = (
-        x if out is None else out,
-        x if mean is None else mean,
-        _offsets(cut, x, x),
-    )
+    out_, mean_ = x if out is None else out, x if mean is None else mean
+    offsets = head_offsets(cut, x)
     token_kernel[(batch * heads * blocks,)](
         x, order_, out_, mean_, offsets, *x.stride()[:3], *order_.stride()[:2], *out_.stride()[:3],
         *offsets.stride()[:2], heads, blocks, tokens, DIM=dim, BLOCK_D=power_of_2(dim),
@@ -219,7 +201,7 @@ def token_pass(
 
 def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch moments_kernel; see pool.block_moments."""
-    k, v = _rows(k), _rows(v)
+    k, v = dense_rows(k), dense_rows(v)
     batch, heads, tokens, dim = k.shape
     dim_v, blocks = v.shape[3], cut.count(tokens)
     # about one program per multiprocessor of a large GPU (registers allow no second one); each
@@ -230,14 +212,13 @@ def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tenso
     kbar, vbar = (torch.empty(batch, heads, blocks, n, **f32) for n in (dim, dim_v))
     part = torch.empty(batch, heads, chunks, dim, dim_v, **f32)
     norm = torch.empty(batch, heads, blocks, **f32)
-    offsets = _offsets(cut, k, k)
-    precision = "tf32x3" if torch.version.hip is None else "ieee"
+    offsets = head_offsets(cut, k)
     moments_kernel[(batch * heads * chunks,)](
         k, v, kbar, vbar, part, norm, offsets, *k.stride()[:3], *v.stride()[:3],
         *offsets.stride()[:2], heads, blocks, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
         BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), SIZE=cut.size, TILE=min(64 if
         k.element_size() == 2 else 32, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
-        PRECISION=precision, num_warps=8,
+        PRECISION=precision(), num_warps=8,
     )  # fmt: skip
     return kbar, vbar, part.sum(2), norm
 
@@ -265,8 +246,8 @@ def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:
     own = heads if any(x.shape[1] > 1 for x in given) else 1
     own_rows = 1 if mask is None else rows
     out = torch.empty(batch, own, own_rows, padded, device=k.device, dtype=torch.float32)
-    bias_ = out[:, :, 0] if bias is None else _rows(per_head(bias, batch, own))
-    mask_ = out if mask is None else _rows(per_head(mask, batch, own)).view(torch.int8)
+    bias_ = out[:, :, 0] if bias is None else dense_rows(per_head(bias, batch, own))
+    mask_ = out if mask is None else dense_rows(per_head(mask, batch, own)).view(torch.int8)
     terms_kernel[(batch * own * own_rows,)](
         bias_, mask_, out, *bias_.stride()[:2], *mask_.stride()[:3], own, own_rows, n, padded,
         HAS_BIAS=bias is not None, HAS_MASK=mask is not None, BLOCK=min(1024, power_of_2(padded)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.contract import Columns, Cut, as_cut, per_head
+from dit_sparse.kernels.lists import dense_mask
 
 
 def _math(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -32,13 +33,6 @@ def token_blocks(
         - 1
     )
     return block.where(block >= 0, offsets.shape[-1] - 1)
-
-
-def dense_mask(kv_count: Tensor, kv_index: Tensor, n: int) -> Tensor:
-    """Return the dense block choice, bool [B, H, M, n], of the lists."""
-    listed = torch.arange(kv_index.shape[-1], device=kv_index.device) < kv_count[..., None]
-    mask = torch.zeros(*kv_count.shape, n + 1, dtype=torch.bool, device=kv_index.device)
-    return mask.scatter(-1, kv_index.long().where(listed, n), listed)[..., :n]
 
 
 def block_sparse_attention(

@@ -36,9 +36,11 @@ import triton
 from torch import Tensor
 
 from dit_sparse.kernels import _tune
+from dit_sparse.kernels._launch import dense_rows, head_offsets
 from dit_sparse.kernels._routed import list_kernel, merge_kernel, visit_kernel
 from dit_sparse.kernels.block_sparse import _device, describe, is_interpreted
 from dit_sparse.kernels.contract import Cut, allocate, as_cut, check, per_head
+from dit_sparse.kernels.lists import dense_mask
 from dit_sparse.kernels.tiling import mean_size
 
 MOST_BLOCKS = 512
@@ -53,13 +55,6 @@ def head_groups(heads: int, tokens: int, blocks: int) -> tuple[int, int]:
     most = max(1, min(LIST_BYTES // (4 * tokens * blocks), 2 * STATES // tokens))
     some = -(-heads // -(-heads // most))
     return some, max(1, min(blocks, 8, -(-STATES // (some * tokens))))
-
-
-def _kept(kv_count: Tensor, kv_index: Tensor, blocks: int) -> Tensor:
-    """Return int8 [B, H, M, N + 1], 1 where a tile lists a block; the last column is scratch."""
-    listed = torch.arange(kv_index.shape[-1], device=kv_index.device) < kv_count[..., None]
-    kept = torch.zeros(*kv_count.shape, blocks + 1, dtype=torch.int8, device=kv_index.device)
-    return kept.scatter_(-1, kv_index.long().where(listed, blocks), 1)
 
 
 def _check(
@@ -119,14 +114,11 @@ def routed_attention(
         nvidia,
         uniform and not causal,
     )
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    mask = per_head(row_mask, batch, heads)
-    mask = (mask if mask.stride(-1) == 1 else mask.contiguous()).view(torch.int8)
-    kept, q_size, offsets = mask, s_q, mask
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
+    mask = dense_rows(per_head(row_mask, batch, heads)).view(torch.int8)
+    kept, q_size, offsets = mask, s_q, head_offsets(cut, q)
     if lists is not None:
-        kept, q_size = _kept(*lists[:2], blocks), lists[2]
-    if cut.offsets is not None:
-        offsets = per_head(cut.offsets.contiguous(), batch, heads)
+        kept, q_size = dense_mask(*lists[:2], blocks).contiguous().view(torch.int8), lists[2]
     # the bound of the sizes stands in no program where offsets tell them
     kv_size = cut.size if uniform else 1
     k_desc = describe(k, config.block_n, head_dim) if has_tma and tma is not False else None

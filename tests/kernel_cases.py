@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from dit_sparse.kernels import reference
@@ -9,6 +10,14 @@ from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ("triton", "torch", "reference")
+# the forms of a kernel that is its own reference
+BOTH = pytest.mark.parametrize("impl", ["triton", "torch"])
+
+
+def normal(*shape, seed=0):
+    """Draw float64 standard normals, the same numbers on every device."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).to(DEVICE)
 
 
 def offsets(sizes, heads=1):

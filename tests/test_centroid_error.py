@@ -1,34 +1,24 @@
 """The probe of a cluster's error (SVG-EAR), against its definition in float64."""
 
-import os
 from itertools import pairwise
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.pool import pool_blocks
 from dit_sparse.kernels.probe import probe_error
 from dit_sparse.testing import relative_error
+from tests.kernel_cases import BOTH, DEVICE, normal
 
 pytestmark = pytest.mark.usefixtures("poison")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BOTH = pytest.mark.parametrize("impl", ["torch", "triton"])
-
-
-def draw(*shape, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=torch.float64).to(DEVICE)
 
 
 def clustered(sizes, heads=2, dim=16, dim_v=12, spread=1.0, seed=0):
     """k, v [1, heads, S, .] in blocks of the given sizes, the cut, and the block means."""
     offsets = torch.tensor([0, *sizes], device=DEVICE).cumsum(0).int().expand(1, heads, -1)
     total = sum(sizes)
-    centre, noise = draw(2, 1, heads, total, dim + dim_v, seed=seed)
+    centre, noise = normal(2, 1, heads, total, dim + dim_v, seed=seed)
     first = torch.cat(
         [torch.full((n,), int(s)) for n, s in zip(sizes, offsets[0, 0], strict=False)]
     )
@@ -61,7 +51,7 @@ def brute(q, k, v, k_mean, v_mean, cut, values=True):
 def test_probe_equals_brute_force(impl, values, dtype):
     """Grouped heads, an empty block, single tokens and blocks longer than a tile."""
     k, v, cut, *_ = clustered([7, 0, 1, 40, 2, 75, 1])
-    k, v, q = k.to(dtype), v.to(dtype), draw(1, 4, 5, 16, seed=2).to(dtype)
+    k, v, q = k.to(dtype), v.to(dtype), normal(1, 4, 5, 16, seed=2).to(dtype)
     means = [pool_blocks(x.double(), cut) for x in (k, v)]
     want = brute(q.double(), k.double(), v.double(), *means, cut, values).log()
     found = probe_error(
@@ -75,7 +65,7 @@ def test_probe_equals_brute_force(impl, values, dtype):
 
 def test_probe_in_float64_is_exact():
     k, v, cut, *means = clustered([7, 3, 40])
-    q = draw(1, 2, 5, 16, seed=2)
+    q = normal(1, 2, 5, 16, seed=2)
     found = probe_error(q, k, v, *means, cut)
     torch.testing.assert_close(found, brute(q, k, v, *means, cut).log(), rtol=0, atol=1e-10)
 
@@ -84,7 +74,7 @@ def test_probe_in_float64_is_exact():
 def test_probe_survives_large_logits_and_tight_clusters(impl):
     """exp of the logits overflows float32; in tight clusters the plain expansion keeps no digit."""
     k, v, cut, *_ = clustered([30, 50], spread=1e-3)
-    q = 300 * draw(1, 2, 5, 16, seed=2)
+    q = 300 * normal(1, 2, 5, 16, seed=2)
     exact = probe_error(q, k, v, *(pool_blocks(x, cut) for x in (k, v)), cut)
     single = [t.float() for t in (k, v)]
     means = [pool_blocks(t, cut, dtype=torch.float32) for t in single]
@@ -96,7 +86,7 @@ def test_probe_survives_large_logits_and_tight_clusters(impl):
 
 def test_grouped_heads_are_repeated_heads():
     k, v, cut, *means = clustered([7, 3, 40])
-    q = draw(1, 4, 5, 16, seed=2)
+    q = normal(1, 4, 5, 16, seed=2)
     many = [t.repeat_interleave(2, 1) for t in (k, v, *means)]
     repeated = probe_error(q, *many, Cut(50, cut.offsets.repeat_interleave(2, 1)))
     assert relative_error(probe_error(q, k, v, *means, cut), repeated) < 1e-12

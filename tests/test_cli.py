@@ -119,6 +119,14 @@ LOADING = [
     (["--model", "{free}", "--frames", "7"], ["--frames 7", "4 * k + 1", "nearest:"]),
     (["--model", "{free}", "--height", "100"], ["--height 100", "multiple of 16", "nearest: 96"]),
     (["--model", "{model}", "--out", "a.png"], ["a.png", "one frame", ".mp4"]),
+    (
+        ["--model", "{model}", "--method", "sparse_vdit", "--set", 'table=["DM"]'],
+        ["table has 1 layers"],
+    ),
+    (
+        ["--model", "{model}", "--method", "svg2", "--set", "q_clusters=193"],
+        ["error: q_clusters=193", "192 video tokens"],
+    ),
 ]
 
 

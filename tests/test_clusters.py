@@ -1,13 +1,9 @@
 """K-means, the blocks it makes, against oracles in float64."""
 
-import os
 from itertools import pairwise
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import dit_sparse
 from dit_sparse import Grid
@@ -18,15 +14,9 @@ from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.kmeans import assign, kmeans
 from dit_sparse.kernels.pool import pool_blocks
+from tests.kernel_cases import BOTH, DEVICE, normal
 
 pytestmark = pytest.mark.usefixtures("poison")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BOTH = pytest.mark.parametrize("impl", ["torch", "triton"])
-
-
-def draw(*shape, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=torch.float64).to(DEVICE)
 
 
 def labels_of(order, offsets):
@@ -45,7 +35,7 @@ def labels_of(order, offsets):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens,clusters,dim", [(150, 37, 24), (1, 1, 16), (70, 70, 40)])
 def test_assign_takes_the_nearest(impl, dtype, tokens, clusters, dim):
-    x, c = draw(2, 2, tokens, dim).to(dtype), draw(2, 2, clusters, dim, seed=1).to(dtype)
+    x, c = normal(2, 2, tokens, dim).to(dtype), normal(2, 2, clusters, dim, seed=1).to(dtype)
     c[:, :, -1] = c[:, :, 0]
     found = assign(x, c, impl=impl)
     far = torch.cdist(x.double(), c.double()).square()
@@ -59,7 +49,7 @@ def test_assign_takes_the_nearest(impl, dtype, tokens, clusters, dim):
 @BOTH
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_each_centroid_is_the_mean_of_its_label(impl, iterations):
-    x, start = draw(2, 3, 200, 16).float(), draw(2, 3, 12, 16, seed=1).float()
+    x, start = normal(2, 3, 200, 16).float(), normal(2, 3, 12, 16, seed=1).float()
     start[:, :, 5] = 100.0
     c, order, offsets = kmeans(x, start, iterations, impl=impl)
     assert torch.equal(order.sort(-1).values, torch.arange(200, device=DEVICE).expand_as(order))
@@ -76,7 +66,7 @@ def test_each_centroid_is_the_mean_of_its_label(impl, iterations):
 
 
 def test_iterations_never_raise_the_distortion():
-    x = draw(1, 2, 300, 8)
+    x = normal(1, 2, 300, 8)
     losses = []
     for n in range(1, 8):
         c, order, offsets = kmeans(x, x[:, :, :10], n)
@@ -95,7 +85,7 @@ def test_starting_places_are_distinct_and_spread(tokens):
 
 @pytest.mark.parametrize("grid", [Grid(3, 6, 7), Grid(3, 6, 7, 5), Grid(3, 6, 7, 9, True)])
 def test_blocks_are_per_head_and_text_stands_behind(grid):
-    x = QKV(*draw(3, 2, 4, grid.tokens, 8))
+    x = QKV(*normal(3, 2, 4, grid.tokens, 8))
     x = x._replace(k=x.k[:, :2], v=x.v[:, :2])
     ctx = Context(grid=grid)
     layout = Clusters(7, 11, 4, 2)(x, ctx)
@@ -119,7 +109,7 @@ def test_blocks_are_per_head_and_text_stands_behind(grid):
 
 def test_the_next_step_starts_from_the_last_centroids():
     grid, arrange = Grid(2, 8, 9), Clusters(5, 9, 6, 2)
-    one, two = QKV(*draw(3, 1, 2, 144, 8)), QKV(*draw(3, 1, 2, 144, 8, seed=1))
+    one, two = QKV(*normal(3, 1, 2, 144, 8)), QKV(*normal(3, 1, 2, 144, 8, seed=1))
     ctx = Context(grid=grid)
     arrange(one, ctx)
     cold = ctx.state[arrange, "k"]

@@ -1,13 +1,9 @@
 """The choices of single queries: partitions of every size, thresholds, and what they refuse."""
 
-import os
 from math import ceil
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import dit_sparse
 from dit_sparse import Context, Grid

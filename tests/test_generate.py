@@ -92,6 +92,14 @@ def test_compare(generate, tmp_path):
     assert files(tmp_path)[:2] == [f"{NAME}-2.mp4", f"{NAME}-2_compare.mp4"]
 
 
+def test_compare_a_table_of_two_steps(generate):
+    """The steps are not shortened for a method that serves one number of them."""
+    table = 'table=[["DM", "DM"], ["DD", "MM"]]'
+    args = ("--compare", "--method", "sparse_vdit", "--set", table, "--set", "dense_steps=0")
+    told = json.loads(generate(*args, "--steps", 2, "--json").stdout)
+    assert told["steps"] == 2 and told["density"] < 1
+
+
 def test_keeping_all_equals_dense(generate):
     told = json.loads(generate("--compare", "--keep", 1, "--steps", 2, "--json").stdout)
     assert told["density"] == 1 and told["reason"] == "default method"

@@ -1,12 +1,7 @@
 """PSA's sampled importance (2512.04025): the kernel's three forms, and the sample it is fed."""
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import dit_sparse
 from dit_sparse import Context, Grid
@@ -15,8 +10,7 @@ from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.importance import sampled_importance
 from dit_sparse.score.sampled import Sampled, sample, take
 from dit_sparse.testing import Problem, relative_error
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernel_cases import DEVICE
 
 
 def oracle(q, k, q_count, k_count, reduce="max", norm="sum"):

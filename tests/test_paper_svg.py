@@ -1,6 +1,7 @@
 """SVG (2502.01776): its masks and its choice per head, against token-level oracles in float64."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -218,8 +219,10 @@ def test_errors_name_what_is_wrong():
     x = QKV(*torch.randn(3, 1, 2, 64, 8))
     with pytest.raises(ArgumentError, match="grid=None"):
         dit_sparse.attention(*x, "svg")
-    with pytest.raises(ArgumentError, match="causal=True"):
-        dit_sparse.get("svg")(x, Context(grid=Grid(4, 4, 4), causal=True))
+    for name, grid in product(("svg", "sparse_vdit"), (Grid(4, 4, 4), None)):
+        # no grid would help: it is not what the message names
+        with pytest.raises(ArgumentError, match="causal=True"):
+            dit_sparse.get(name)(x, Context(grid=grid, causal=True))
     for params in ({"keep": 0.0}, {"keep": 1.5}, {"rows": 0}, {"block": 0}, {"block": 2.5}):
         with pytest.raises(ArgumentError, match=next(iter(params))):
             dit_sparse.get("svg", **params)

@@ -13,7 +13,7 @@ from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Centroid
 from dit_sparse.core import QKV, Context
 from dit_sparse.errors import ArgumentError
-from dit_sparse.select.routed import Routed
+from dit_sparse.select.budgets import TopPBudget
 from dit_sparse.testing import relative_error
 
 GRID = Grid(4, 8, 10)
@@ -208,7 +208,7 @@ def test_the_budget_is_that_of_the_prefix():
 def test_bad_values():
     layout = planned(*draw())[1].layout
     with pytest.raises(ArgumentError, match="ProbedError"):
-        Routed()(torch.zeros(1, 2, 9, 24), layout, Context(grid=GRID))
+        TopPBudget()(torch.zeros(1, 2, 9, 24), layout, Context(grid=GRID))
     for name, value in (("probe", "both"), ("keep", 2), ("top_p", 0), ("min_keep", -1)):
         with pytest.raises(ArgumentError, match=f"{name}={value!r}"):
             dit_sparse.get("svg_ear", **{name: value})

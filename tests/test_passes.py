@@ -1,31 +1,19 @@
 """The one-pass tools (pooling, moments, permutation, lists) against their oracles."""
 
-import os
-
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.contract import Cut
-from dit_sparse.kernels.lists import pack_lists, top_blocks
+from dit_sparse.kernels.lists import dense_mask, pack_lists, top_blocks
 from dit_sparse.kernels.permute import permute_tokens
 from dit_sparse.kernels.pool import block_moments, pool_blocks
+from tests.kernel_cases import BOTH, DEVICE, offsets
 
 pytestmark = pytest.mark.usefixtures("poison")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def offsets(sizes, heads=1):
-    """Return int32 offsets [1, heads, N + 1] of blocks of the given sizes, rolled by one for each
-    further head."""
-    rolled = [sizes[h:] + sizes[:h] for h in range(heads)]
-    return torch.nn.functional.pad(torch.tensor([rolled], device=DEVICE).cumsum(-1), (1, 0)).int()
-
-
-@pytest.mark.parametrize("impl", ["triton", "torch"])
+@BOTH
 @pytest.mark.parametrize(
     "blocks", [16, 20, Cut(40, offsets([7, 0, 40, 1, 20, 4], 2)), Cut(30, offsets([30, 9, 13]))]
 )
@@ -48,7 +36,7 @@ def test_passes(blocks, impl):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("impl", ["triton", "torch"])
+@BOTH
 def test_lists(impl):
     """Lists are the oracle's up to the count, at any capacity; auto on a CPU is torch."""
     chosen = torch.rand(2, 3, 5, 37, device=DEVICE) < 0.4
@@ -57,9 +45,12 @@ def test_lists(impl):
         want, ids = reference.pack_lists(chosen, capacity)
         listed = torch.arange(ids.shape[-1], device=DEVICE) < want[..., None]
         assert torch.equal(count, want) and torch.equal(index * listed, ids * listed)
+    # whatever stands past the count: unpacked, they are the choice again
+    index = index.masked_fill(~listed, 1 << 20)
+    assert torch.equal(dense_mask(count, index, 37), chosen)
 
 
-@pytest.mark.parametrize("impl", ["triton", "torch"])
+@BOTH
 def test_top_blocks(impl):
     """k of each row are kept and none of the rest is larger: signs, ties, infinities."""
     score = torch.randn(2, 3, 5, 37, device=DEVICE)

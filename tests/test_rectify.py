@@ -1,6 +1,7 @@
 """The parts of Rectified SpaAttn: the neighbour table, the floor of the selection, the kernels."""
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from dit_sparse.arrange.raster import Raster
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.rectify import block_spread, gate_blocks
+from dit_sparse.select import floor
 from dit_sparse.select.floor import FloorTopP, neighbour_table
 from dit_sparse.testing import Problem, relative_error
 
@@ -91,6 +93,17 @@ def test_what_is_kept(grid, neighbours):
         if neighbours == "within" and p_remain == 0.0:
             assert (count <= max(1, int(keep * n))).all()
         assert keep < 1 or level.all()
+
+
+@pytest.mark.parametrize("arrange", [Curve(8), Raster(8)], ids=repr)
+@pytest.mark.parametrize("grid", [None, Grid(3, 4, 5)], ids=str)
+def test_neighbours_are_found_once(arrange, grid, monkeypatch):
+    """The second call of a shape builds no table, with a grid and without."""
+    monkeypatch.setattr(floor, "_cached", lru_cache(neighbour_table))
+    x, ctx = QKV(*torch.randn(3, 1, 1, 60, 4)), Context(grid)
+    for _ in range(2):
+        FloorTopP(0.5)(torch.rand(1, 1, 8, 8), arrange(x, ctx), ctx)
+    assert floor._cached.cache_info()[:2] == (1, 1)
 
 
 def test_equal_density_by_keep():

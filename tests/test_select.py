@@ -1,19 +1,13 @@
 """Cutting ranked entries by budgets, per row and per head."""
 
-import os
-
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from dit_sparse.kernels.select import budget_classes, head_budget, head_kth
+from tests.kernel_cases import BOTH, DEVICE
 
 pytestmark = pytest.mark.usefixtures("poison")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF, NAN = float("inf"), float("nan")
-IMPLS = pytest.mark.parametrize("impl", ["triton", "torch"])
 
 
 def grid(*shape, low=0, high=16):
@@ -38,7 +32,7 @@ def brute_classes(score, budgets, weight, floors, inclusive):
     return out
 
 
-@IMPLS
+@BOTH
 @pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize(
     "rows,n,budgets,weighted,floors",
@@ -71,7 +65,7 @@ def test_classes(rows, n, budgets, weighted, floors, inclusive, impl):
     assert torch.equal(got, brute_classes(score, budgets, weight, floors, inclusive))
 
 
-@IMPLS
+@BOTH
 def test_a_row_with_a_nan_stays_whole(impl):
     score, weight = torch.randn(1, 2, 3, 20, device=DEVICE), grid(1, 2, 3, 20, low=1)
     score[0, 0, 1, 7], weight[0, 1, 2, 3] = NAN, NAN
@@ -87,7 +81,7 @@ def test_a_float64_row_is_cut_exactly():
     assert budget_classes(score, (0.1 + 0.7,), weight).tolist() == [[[[0, 0, 1]]]]
 
 
-@IMPLS
+@BOTH
 def test_classes_of_real_weights(impl):
     """Arbitrary numbers: the kept mass reaches the budget, and without its last entry does not."""
     score = torch.randn(1, 1, 3, 300, device=DEVICE).softmax(-1)
@@ -99,7 +93,7 @@ def test_classes_of_real_weights(impl):
         assert (part.sum(-1) - last <= budget + 1e-6).all()
 
 
-@IMPLS
+@BOTH
 @pytest.mark.parametrize("shape,budgets", [((4, 150), "each"), ((2, 2300), "all"), ((7,), 0.5)])
 def test_head_budget(shape, budgets, impl):
     """Against one sort per head, of entries with exact sums; the second shape has two chunks."""
@@ -122,7 +116,7 @@ def test_head_budget(shape, budgets, impl):
         assert got == want
 
 
-@IMPLS
+@BOTH
 def test_head_budget_of_real_values(impl):
     """Over many orders of magnitude and two chunks; a NaN shows in its own head alone."""
     value = torch.randn(1, 3, 4200, device=DEVICE).mul(6).exp()
@@ -139,7 +133,7 @@ def test_head_budget_of_real_values(impl):
     assert torch.equal(head_budget(value[:, 1:], goal[:, 1:], impl=impl), found[:, 1:])
 
 
-@IMPLS
+@BOTH
 def test_head_kth(impl):
     """Equal to a sort: signs, ties, infinities, two chunks; NaN shows in its head."""
     value = torch.randn(1, 3, 2, 2100, device=DEVICE)

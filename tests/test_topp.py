@@ -1,25 +1,19 @@
 """The stages that stop at a share of the mass, and at the threshold of a head."""
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from dit_sparse.core import Context
 from dit_sparse.errors import ArgumentError
 from dit_sparse.select.topk import HeadTopK
 from dit_sparse.select.topp import TopP
+from tests.kernel_cases import BOTH, DEVICE
 
 pytestmark = pytest.mark.usefixtures("poison")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF, NAN = float("inf"), float("nan")
-IMPLS = pytest.mark.parametrize("impl", ["triton", "torch"])
 
 
-@IMPLS
+@BOTH
 def test_head_topk_counts(impl):
     """Without ties: all but the dropped, the largest of them, and rows else left empty."""
     score, ctx = torch.randn(1, 2, 9, 12, device=DEVICE), Context(impl=impl)
@@ -31,7 +25,7 @@ def test_head_topk_counts(impl):
         assert torch.equal(level.flatten(2).sum(-1), 108 - drop + 1 + empty)
 
 
-@IMPLS
+@BOTH
 @pytest.mark.parametrize("top_p,min_keep", [(0.9003, 0.0), (0.5003, 0.4), (0.0103, 0.29)])
 def test_top_p(top_p, min_keep, impl):
     """The smallest best prefix that reaches top_p, the crossing block included, and the floor."""
@@ -50,7 +44,7 @@ def test_top_p(top_p, min_keep, impl):
         assert set(got.nonzero().flatten().tolist()) == want
 
 
-@IMPLS
+@BOTH
 def test_top_p_never_keeps_the_forbidden(impl):
     """-inf is never kept and 0 only at top_p=1, where the limit is dense; NaN shows."""
     score = torch.tensor([[[[0.5, 0.0, -INF, 0.5], [1e-30, 1.0, 0.0, -INF]]]], device=DEVICE)

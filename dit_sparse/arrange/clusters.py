@@ -9,13 +9,13 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
+from dit_sparse.constants import golden
+from dit_sparse.core import QKV, Blocks, Context, Grid, Known, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.kmeans import kmeans
 
 # clusters per square root of the token count, and the fewest tokens a cluster shall have on average
 _RULE = {"q_clusters": (1.1, 64), "k_clusters": (3.6, 32)}
-_GOLDEN = (sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,17 @@ class Clusters:
                     f"{name}={value!r} must be an integer of at least {least}{zero}"
                 )
 
+    def check(self, known: Known) -> None:
+        """Raise when there are more clusters than video tokens."""
+        if known.grid is not None:
+            for name in ("q_clusters", "k_clusters"):
+                cluster_count(name, getattr(self, name), known.grid.video)
+
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.causal:
             raise ArgumentError(
                 "causal attention cannot be clustered: a cluster holds tokens of all times, so no "
-                "block of it is wholly past or future; use a method of raster blocks, e.g. 'pisa'"
+                "block of it is wholly past or future; use a causal method, e.g. 'sla'"
             )
         return Layout(self._side("q", x.q, ctx), self._side("k", x.k, ctx))
 
@@ -97,5 +103,5 @@ def _spread(tokens: int, clusters: int, device: str) -> Tensor:
     picture whenever the width divides the part.
     """
     part = [i * tokens // clusters for i in range(clusters + 1)]
-    inside = [int(i * _GOLDEN % 1 * (part[i + 1] - part[i])) for i in range(clusters)]
+    inside = [int(golden(i) * (part[i + 1] - part[i])) for i in range(clusters)]
     return torch.tensor([a + b for a, b in zip(part, inside, strict=False)], device=device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
-from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_count
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,11 @@ class Curve:
     block: int = 128
 
     def __post_init__(self) -> None:
-        if type(self.block) is not int or self.block < 1:
-            raise ArgumentError(f"block={self.block!r} must be a count of tokens, at least 1")
+        check_count("block", self.block)
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.grid is None:
-            return Layout(
-                Blocks.uniform(x.q.shape[2], self.block), Blocks.uniform(x.k.shape[2], self.block)
-            )
+            return Layout.uniform(x, self.block)
         blocks = _curved(ctx.grid, self.block, str(x.q.device))
         return Layout(blocks, blocks)
 
@@ -108,8 +105,8 @@ def _back(side: Side) -> Side:
 # a compiler takes the finished order as a constant instead of tracing 100,000 steps
 @torch.compiler.assume_constant_result
 @torch.inference_mode(False)
-def _order(frames: int, height: int, width: int, device: str) -> Tensor:
-    return torch.tensor(hilbert_order(frames, height, width)).to(device)
+def _order(grid: Grid, device: str) -> Tensor:
+    return torch.tensor(hilbert_order(*grid.sides)).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -119,5 +116,4 @@ def _curved(grid: Grid, block: int, device: str) -> Blocks:
 
     Outside inference mode, for a later call may need them with gradients.
     """
-    order = _order(grid.frames, grid.height, grid.width, device)
-    return Blocks.with_text(grid, block, order, device=device)
+    return Blocks.with_text(grid, block, _order(grid, device), device=device)

@@ -9,13 +9,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dit_sparse.constants import constant, golden
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout, Score, Select
 from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_count
 
 # bytes of logits and of float32 keys and values at a time: heads are sampled in groups below it
 SCRATCH = 512 << 20
 PIECE = 1024  # keys of one product
-GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Frames:
     modes: Callable[[Context, int], str] | None = None
 
     def __post_init__(self) -> None:
-        _check_count("block", self.block)
+        check_count("block", self.block)
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         grid, device = _grid(ctx), str(x.q.device)
@@ -40,7 +41,8 @@ class Frames:
         elif set(row) == {"M"}:
             blocks = _orders(grid, self.block, device)[1]
         else:
-            blocks = _mixed(grid, self.block, device, _turned(row, device))
+            turned = constant(tuple(mode == "M" for mode in row), torch.bool, device)
+            blocks = _mixed(grid, self.block, device, turned[None])
         return Layout(blocks, blocks)
 
 
@@ -60,8 +62,8 @@ class SampledFrames:
     rows: int = 64
 
     def __post_init__(self) -> None:
-        _check_count("block", self.block)
-        _check_count("rows", self.rows)
+        check_count("block", self.block)
+        check_count("rows", self.rows)
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         grid, device = _grid(ctx), str(x.q.device)
@@ -92,7 +94,7 @@ class SampledFrames:
 def sampled_rows(tokens: int, count: int, step: int, device: torch.device | str) -> Tensor:
     """Return one position in each of `count` equal stretches of [0, tokens), [count] int64."""
     count = min(count, tokens)
-    shift = int((0.5 + step * GOLDEN) % 1 * tokens)
+    shift = int(golden(step, 0.5) * tokens)
     return (torch.arange(count, device=device) * tokens + shift) // count
 
 
@@ -133,13 +135,16 @@ def _softmax_product(logits: Tensor, v: Tensor) -> Tensor:
 
 
 def _grid(ctx: Context) -> Grid:
+    if ctx.causal:
+        raise ArgumentError(
+            "causal=True does not go with token-major heads, which mix all frames; use a causal "
+            "method, e.g. 'sla'"
+        )
     if ctx.grid is None:
         raise ArgumentError(
             "grid=None: frame-major and token-major orders need to know the frames, "
             "e.g. grid=Grid(21, 30, 52)"
         )
-    if ctx.causal:
-        raise ArgumentError("causal=True does not go with token-major heads, which mix all frames")
     return ctx.grid
 
 
@@ -165,20 +170,8 @@ def _places(grid: Grid, device: str) -> Tensor:
     return torch.stack([place, place.view(-1, grid.frames).T.flatten()])
 
 
-@lru_cache(maxsize=4096)
-@torch.inference_mode(False)
-def _turned(row: str, device: str) -> Tensor:
-    """Return which heads of a table row are token-major, [1, H] bool."""
-    return torch.tensor([[letter == "M" for letter in row]], device=device)
-
-
 def _mixed(grid: Grid, block: int, device: str, turned: Tensor) -> Blocks:
     """Return blocks whose order is token-major where turned [B|1, H]; the cut is the same."""
     both, given = _orders(grid, block, device), torch.arange(grid.tokens, device=device)
     frame, token = (given if blocks.order is None else blocks.order for blocks in both)
     return replace(both[0], order=torch.where(turned[..., None], token, frame))
-
-
-def _check_count(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise ArgumentError(f"{name}={value!r} must be a count of tokens, at least 1")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from math import prod
 
 import torch
 
-from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
+from dit_sparse.core import QKV, Blocks, Context, Grid, Known, Layout
 from dit_sparse.errors import ArgumentError
 
 AXES = ("frames", "height", "width")
@@ -54,11 +53,17 @@ class Partitions:
                     f"{', '.join(axes)}"
                 )
 
+    def check(self, known: Known) -> None:
+        """Raise when a chunk of tokens is larger than the grid."""
+        if known.grid is not None:
+            for layer in known.layers:
+                self._parts(known.grid, self._numbers(layer))
+
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.causal:
             raise ArgumentError(
                 "causal=True: the mean key of a query's own block holds future keys; use a causal "
-                "method, or none"
+                "method, e.g. 'sla'"
             )
         numbers = self._numbers(ctx.layer)
         if ctx.grid is not None:
@@ -72,7 +77,7 @@ class Partitions:
         if self.unit == "tokens":
             raise ArgumentError("unit='tokens' cuts the axes of a grid; without one use 'parts'")
         size = -(-tokens // min(tokens, prod(n or 1 for n in numbers)))
-        return Layout(Blocks.uniform(tokens, 1), Blocks.uniform(tokens, size))
+        return Layout.uniform(x, 1, size)
 
     def _numbers(self, layer: int) -> tuple[int, int, int]:
         """Return the numbers of the layer's partition for each axis; 0 leaves an axis whole."""
@@ -83,17 +88,16 @@ class Partitions:
 
     def _parts(self, grid: Grid, numbers: tuple[int, int, int]) -> tuple[int, ...]:
         """Return how many parts each axis of the grid is cut into."""
-        sides = (grid.frames, grid.height, grid.width)
         if self.unit == "parts":
-            return tuple(min(n or 1, side) for n, side in zip(numbers, sides, strict=True))
+            return tuple(min(n or 1, side) for n, side in zip(numbers, grid.sides, strict=True))
         name = "columns" if not numbers[0] else "boxes" if numbers[1] else "slabs"
-        for axis, n, side in zip(AXES, numbers, sides, strict=True):
+        for axis, n, side in zip(AXES, numbers, grid.sides, strict=True):
             if n > side:
                 raise ArgumentError(
                     f"{name}={getattr(self, name)!r}: a chunk of {n} is larger than the grid's "
                     f"{axis} {side}; use at most {side}, or unit='parts'"
                 )
-        return tuple(-(-side // n) if n else 1 for n, side in zip(numbers, sides, strict=True))
+        return tuple(-(-side // n) if n else 1 for n, side in zip(numbers, grid.sides, strict=True))
 
 
 @lru_cache(maxsize=32)
@@ -103,21 +107,10 @@ def _cut(grid: Grid, parts: tuple[int, ...], device: str) -> Layout:
 
     Outside inference mode, for a later call may need it with gradients.
     """
-    sides, order = (grid.frames, grid.height, grid.width), None
-    if parts[1:] != (1, 1):
-        # part i of a side holds the positions p with p * parts // side == i
-        part = [torch.arange(s) * n // s for s, n in zip(sides, parts, strict=True)]
-        t, h, w = torch.meshgrid(*part, indexing="ij")
-        box = ((t * parts[1] + h) * parts[2] + w).flatten()
-        order = torch.argsort(box, stable=True).to(device)
-    t, h, w = (
-        [-(-(i + 1) * s // n) + (-i * s // n) for i in range(n)]
-        for s, n in zip(sides, parts, strict=True)
-    )
-    sizes, ends = [a * b * c for a in t for b in h for c in w], None
-    if len(set(sizes)) > 1:
-        ends = torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
+    size, order, ends = grid.boxes(parts, device)
+    if parts[1:] == (1, 1):
+        order = None  # slabs of whole frames stand in a row already
     return Layout(
         Blocks.with_text(grid, 1, order, device=device),
-        Blocks.with_text(grid, max(sizes), order, ends, device=device),
+        Blocks.with_text(grid, size, order, ends, device),
     )

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
-from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_count
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Raster:
     kv_block: int | None = None
 
     def __post_init__(self) -> None:
-        for size in (self.block, self.kv_block):
-            if size is not None and not (type(size) is int and size > 0):
-                raise ArgumentError(f"block={size!r} must be a count of tokens, at least 1")
+        check_count("block", self.block)
+        if self.kv_block is not None:
+            check_count("block", self.kv_block)
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
-        sizes = self.block, self.kv_block or self.block
         if ctx.grid is None:
-            return Layout(*(Blocks.uniform(t.shape[2], n) for t, n in zip(x, sizes, strict=False)))
+            return Layout.uniform(x, self.block, self.kv_block)
+        sizes = self.block, self.kv_block or self.block
         return Layout(*(_cut(ctx.grid, n, str(x.q.device)) for n in sizes))
 
 

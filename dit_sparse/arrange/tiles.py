@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from math import prod
 
 import torch
@@ -40,11 +39,14 @@ class Tiles:
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.grid is None:
-            size = prod(self.tile)
-            return Layout(Blocks.uniform(x.q.shape[2], size), Blocks.uniform(x.k.shape[2], size))
-        tile = self.still if self.still and ctx.grid.frames == 1 else self.tile
-        blocks = _tiled(ctx.grid, tile, self.uniform, str(x.q.device))
+            return Layout.uniform(x, prod(self.tile))
+        blocks = self.blocks(ctx.grid, str(x.q.device))
         return Layout(blocks, blocks)
+
+    def blocks(self, grid: Grid, device: str = "cpu") -> Blocks:
+        """Return the blocks of a grid, which follow from its sizes alone."""
+        tile = self.still if self.still and grid.frames == 1 else self.tile
+        return _tiled(grid, tile, self.uniform, device)
 
 
 @lru_cache(maxsize=16)
@@ -54,22 +56,8 @@ def _tiled(grid: Grid, tile: tuple[int, int, int], uniform: bool, device: str) -
 
     Outside inference mode, for a later call may need them with gradients.
     """
-    sides = (grid.frames, grid.height, grid.width)
-    parts = [-(-side // edge) for side, edge in zip(sides, tile, strict=True)]
-    # part i of a side holds the positions p with p * parts // side == i
-    part = [torch.arange(s) * n // s for s, n in zip(sides, parts, strict=True)]
-    t, h, w = torch.meshgrid(*part, indexing="ij")
-    box = ((t * parts[1] + h) * parts[2] + w).flatten()
-    order = torch.argsort(box, stable=True).to(device)
+    parts = tuple(-(-side // edge) for side, edge in zip(grid.sides, tile, strict=True))
+    size, order, ends = grid.boxes(parts, device)
     if uniform:
-        return Blocks.with_text(grid, prod(tile), order, device=device)
-    # plain numbers, not tensors: a compiler can trace them, and no device is waited for
-    t, h, w = (
-        [-(-(i + 1) * s // n) + (-i * s // n) for i in range(n)]
-        for s, n in zip(sides, parts, strict=True)
-    )
-    sizes = [a * b * c for a in t for b in h for c in w]
-    if len(set(sizes)) == 1:
-        return Blocks.with_text(grid, sizes[0], order, device=device)
-    ends = torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
-    return Blocks.with_text(grid, max(sizes), order, ends, device=device)
+        size, ends = prod(tile), None
+    return Blocks.with_text(grid, size, order, ends, device)

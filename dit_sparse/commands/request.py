@@ -70,7 +70,7 @@ class Request:
         self._check_method()
         if self.out is not None:
             check_out(self.out, self.compare)
-        elif not _writable(Path.cwd()):
+        elif not writable(Path.cwd()):
             raise ArgumentError(f"cannot write to the current folder {Path.cwd()}; use --out")
 
     def _check_method(self) -> None:
@@ -138,7 +138,7 @@ def check_out(out: Path, compare: bool) -> None:
             raise ArgumentError(f"--out {out}: the folder {str(folder)!r} does not exist")
         if compare and beside(out).is_dir():
             raise ArgumentError(f"--out {out}: {beside(out)} is a folder")
-    if not _writable(folder):
+    if not writable(folder):
         raise ArgumentError(f"--out {out}: cannot write to the folder {str(folder)!r}")
 
 
@@ -147,7 +147,8 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}_compare{path.suffix}")
 
 
-def _writable(folder: Path) -> bool:
+def writable(folder: Path) -> bool:
+    """Tell whether a file can be made in a folder."""
     # asking for permission bits is wrong for root, network and read-only file systems: try it
     try:
         with tempfile.TemporaryFile(dir=folder):

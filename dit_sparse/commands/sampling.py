@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, DitSparseError
 
 
 class RunError(Exception):
@@ -147,11 +147,13 @@ def timed_by(pipe: Any, watch: Stopwatch) -> Iterator[None]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what goes wrong inside a generation into one line."""
+    """Turn what goes wrong inside a generation into one line; our own errors are one already."""
     import torch
 
     try:
         yield
+    except DitSparseError:
+        raise
     except torch.OutOfMemoryError as error:
         hint = "the GPU's memory is too small; try a smaller --height, --width or --frames"
         raise RunError(hint) from error

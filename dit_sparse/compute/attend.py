@@ -25,6 +25,7 @@ class Attend:
     """Exact softmax attention over blocks of level 1; `remainder` stands for those of level 0.
 
     per_token: the plan's query blocks are single tokens, each with its own choice (VMoBA).
+    Used by every method but dense.
     """
 
     remainder: Remainder = Drop()
@@ -58,7 +59,7 @@ class Attend:
 
 @dataclass(frozen=True)
 class Dense:
-    """Full softmax attention through PyTorch; the plan is not read."""
+    """Full softmax attention through PyTorch; the plan is not read. Used by dense."""
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         return dense(x, ctx)

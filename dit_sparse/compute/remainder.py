@@ -35,12 +35,18 @@ class Remainder:
 
 @dataclass(frozen=True)
 class Drop(Remainder):
-    """Nothing: the softmax runs over the exact blocks alone."""
+    """Nothing: the softmax runs over the exact blocks alone.
+
+    Used by DraftAttention, SVG, SVG2, Sparse-vDiT, VMoBA, Rectified SpaAttn (rectify="none").
+    """
 
 
 @dataclass(frozen=True)
 class Centroid(Remainder):
-    """One key column per block: its mean key and mean value, counted n times (bias log n)."""
+    """One key column per block: its mean key and mean value, counted n times (bias log n).
+
+    Used by SVG-EAR.
+    """
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns, None]:
         return _columns(*_means(x, plan, ctx), x, plan), None
@@ -48,14 +54,14 @@ class Centroid(Remainder):
 
 @dataclass(frozen=True)
 class Taylor(Remainder):
-    """The Taylor expansion of exp(q . k) around each block's mean key (PISA, 2602.01077).
+    """The Taylor expansion of exp(q . k) around each block's mean key.
 
     order 0: the mean key and value of each block with bias log n, for the linear term of the
     denominator cancels. order 1 adds the linear term of the numerator, by `first_order`:
     "global": (tail mass) * scale * q @ mean_n (k_n - kbar)(v_n)^T, one covariance for all blocks;
     "block": sum_j e_j * scale * q @ H_j with each block's own covariance. The latter is for study:
     a product with a D x Dv matrix per query and block costs as much as dense attention with blocks
-    of D / 2 tokens, and it runs in plain torch.
+    of D / 2 tokens, and it runs in plain torch. Used by PISA (2602.01077).
     """
 
     order: int = 1
@@ -88,7 +94,7 @@ class Taylor(Remainder):
 def _means(x: QKV, plan: Plan, ctx: Context) -> tuple[Tensor, Tensor]:
     """Return the mean key and value of each video block, float32 or wider.
 
-    What the score stage has already computed, moments or pooled keys, is not computed again.
+    What the stages before have computed, moments, pooled keys or centroids, is not computed again.
     """
     blocks = plan.layout.kv
     if "moments" in ctx.cache:
@@ -97,10 +103,14 @@ def _means(x: QKV, plan: Plan, ctx: Context) -> tuple[Tensor, Tensor]:
     cut, tokens = video_cut(blocks), blocks.video_tokens
     wide = torch.promote_types(x.k.dtype, torch.float32)
 
-    def mean(t: Tensor) -> Tensor:
+    def mean(name: str, t: Tensor) -> Tensor:
+        found = ctx.cache.get(f"{name} centroids")
+        # those carry no gradient
+        if found is not None and not (torch.is_grad_enabled() and t.requires_grad):
+            return found
         return pool_blocks(t[:, :, :tokens], cut, dtype=wide, impl=ctx.impl)
 
-    return ctx.once("pooled keys", lambda: mean(x.k)), mean(x.v)
+    return ctx.once("pooled keys", lambda: mean("k", x.k)), mean("v", x.v)
 
 
 def _seen(plan: Plan) -> Tensor:

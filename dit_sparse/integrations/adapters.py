@@ -49,6 +49,12 @@ class Adapter:
                 found.append(child)
         return found
 
+    @staticmethod
+    def heads(layers: list[Any]) -> int | None:
+        """Return the query heads of self-attention modules, None unless all tell the same."""
+        told = {getattr(layer, "heads", None) for layer in layers}
+        return told.pop() if len(told) == 1 else None
+
     def grid(self, frames: int, height: int, width: int, text: int) -> Grid:
         """Return the grid of these sizes."""
         return Grid(frames, height, width, text, text_first=self.text == "prefix" and text > 0)

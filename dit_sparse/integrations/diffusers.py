@@ -40,7 +40,8 @@ def enable(
     method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`). A name takes
     the settings that its paper gives for this model, where a profile is shipped (`report` says so);
     `params` take precedence. schedule: instead of the method's own. impl: kernel implementation,
-    as in `attention`.
+    as in `attention`. Settings that do not fit the model raise here and leave it as it was; those
+    that do not fit the size or the steps of a generation raise at its first attention call.
     """
     # everything that can fail comes first: no model is left half enabled
     name = model_name(model)
@@ -50,9 +51,13 @@ def enable(
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     found = [(name, root, find(root, model)) for name, root in _transformers(model).items()]
-    for _, root, adapter in found:
+    counts = {}
+    for name, root, adapter in found:
         seam.check(root, adapter)
-    check_weights(value, {name: len(adapter.layers(root)) for name, root, adapter in found})
+        layers = adapter.layers(root)
+        counts[name] = len(layers)
+        value.check(len(layers), adapter.heads(layers))
+    check_weights(value, counts)
     if profile is not None and not profile.model:
         profile = replace(profile, model=type(found[0][1]).__name__)
     disable(model)

@@ -69,6 +69,7 @@ class Session:
         self.clock = Clock()
         self.states: dict[tuple[int, int, int], dict] = {}
         self.tallies: dict[tuple[int, int, int], Tally] = {}
+        self.checked: set[tuple[int, ...]] = set()
         self.implementations: dict[str, str] = {}
         self.box: tuple[Any, tuple[int, int, int] | None] = (None, None)
         self.warned = False
@@ -139,9 +140,13 @@ class Session:
         odd: what makes the call one that no method honours, "" when nothing does.
         """
         _, part, step, steps, *sizes, branch = ctx.tolist()
+        steps = steps or ASSUMED_STEPS
+        reason = odd or self._why_never(q, k, sizes)
+        if not reason:
+            self._check(part, q.shape[2], steps, sizes)
+            reason = self._why_dense(layer, step, steps)
         tally = self.tallies.setdefault((part, layer, step), Tally())
         tally.calls += 1
-        reason = odd or self._why_dense(q, k, layer, step, steps or ASSUMED_STEPS, sizes)
         if reason:
             tally.reasons[reason] += 1
             return None
@@ -149,7 +154,7 @@ class Session:
             grid=self.parts[part].adapter.grid(*sizes),
             layer=layer,
             step=step,
-            steps=steps or ASSUMED_STEPS,
+            steps=steps,
             scale=scale,
             impl=self.impl,
             state=self.states.setdefault((part, layer, branch), {}),
@@ -164,19 +169,29 @@ class Session:
             self.implementations[name] = why
         return out.transpose(1, 2)
 
-    def _why_dense(
-        self, q: Tensor, k: Tensor, layer: int, step: int, steps: int, sizes: list[int]
-    ) -> str:
-        """Return the reason why a call cannot or shall not be sparse, "" when it can."""
+    def _check(self, part: int, heads: int, steps: int, sizes: list[int]) -> None:
+        """Raise where the method does not fit, before a dense first step and once per setting."""
+        setting = (part, heads, steps, *sizes)
+        if setting not in self.checked:
+            of = self.parts[part]
+            self.method.check(len(of.dense), heads, steps, of.adapter.grid(*sizes))
+            self.checked.add(setting)
+
+    def _why_never(self, q: Tensor, k: Tensor, sizes: list[int]) -> str:
+        """Return the reason why calls like this cannot be sparse at any step, "" when they can."""
         frames, height, width, text = sizes
         tokens = frames * height * width + text
-        schedule = self.method.schedule
         if not frames:
             return "the tokens form no single box of frames x rows x columns"
         if not q.shape[1] == k.shape[1] == tokens:
             return f"q has {q.shape[1]} tokens, k {k.shape[1]}, the grid {tokens}"
         if isinstance(self.method.compute, Dense):
             return "the method is dense"
+        return ""
+
+    def _why_dense(self, layer: int, step: int, steps: int) -> str:
+        """Return the reason why the schedule makes a call dense, "" when it does not."""
+        schedule = self.method.schedule
         if schedule.at(layer, step, steps) == "dense":
             early = step < schedule.first_sparse_step(steps)
             return "schedule: a dense first step" if early else "schedule: a dense layer"

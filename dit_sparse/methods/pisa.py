@@ -46,7 +46,7 @@ from torch import Tensor
 from dit_sparse.arrange.tiles import Tiles
 from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Taylor
-from dit_sparse.core import QKV, Context, Layout, Method
+from dit_sparse.core import QKV, Blocks, Context, Known, Layout, Method
 from dit_sparse.errors import ArgumentError
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
@@ -54,23 +54,33 @@ from dit_sparse.score.pooled import PooledDot
 from dit_sparse.select.topk import TopK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sinks(PooledDot):
-    """PooledDot that ranks the key blocks `sinks` before all others, in every row."""
+    """PooledDot that ranks the key blocks `sinks` of `tiles` before all others, in every row."""
 
-    sinks: tuple[int, ...] = ()
+    sinks: tuple[int, ...]
+    tiles: Tiles
 
     def __post_init__(self) -> None:
         if not all(type(j) is int for j in self.sinks):
             raise ArgumentError(f"sinks={self.sinks!r} must be numbers of key blocks, e.g. (0, -1)")
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        score, blocks = super().__call__(x, layout, ctx), layout.kv.video
+        self._within(layout.kv)
+        score = super().__call__(x, layout, ctx)
         for j in self.sinks:
-            if not -blocks <= j < blocks:
-                raise ArgumentError(f"sinks={self.sinks!r} must lie within the {blocks} key blocks")
             score[..., j] = float("inf")
         return score
+
+    def check(self, known: Known) -> None:
+        if known.grid is not None:
+            self._within(self.tiles.blocks(known.grid))
+
+    def _within(self, blocks: Blocks) -> None:
+        if not all(-blocks.video <= j < blocks.video for j in self.sinks):
+            raise ArgumentError(
+                f"sinks={self.sinks!r} must lie within the {blocks.video} key blocks"
+            )
 
 
 @register("pisa", arxiv="2602.01077", code="xie-lab-ml/piecewise-sparse-attention")
@@ -85,11 +95,12 @@ def pisa(
     dense_steps=0,
     dense_layers=0,
 ):
+    tiles = Tiles(tuple(tile), still=(1, 8, 8), uniform=True)
     score = PooledDot(error_bias=error_bias, deviation=deviation)
     if sinks:
-        score = Sinks(error_bias=error_bias, deviation=deviation, sinks=tuple(sinks))
+        score = Sinks(error_bias=error_bias, deviation=deviation, sinks=tuple(sinks), tiles=tiles)
     return Method(
-        arrange=Tiles(tuple(tile), still=(1, 8, 8), uniform=True),
+        arrange=tiles,
         score=score,
         select=TopK(keep),
         compute=Attend(remainder=Taylor(order, first_order)),

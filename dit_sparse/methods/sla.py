@@ -55,7 +55,7 @@ from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
-from dit_sparse.score.routed import Routed
+from dit_sparse.score.mapped import MappedDot
 from dit_sparse.select.topk import TopK
 
 PROJECTION = ("proj_l.weight", "proj_l.bias")
@@ -80,7 +80,7 @@ def sla(
         raise ArgumentError(f"block={block!r} must be two sizes (query, key), e.g. (128, 64)")
     if not isinstance(weights, str):
         raise ArgumentError(f"weights={weights!r} must be the path of a file, as a string")
-    mix, score = variant == "sla2", Routed(learned=variant == "sla2")
+    mix, score = variant == "sla2", MappedDot(learned=variant == "sla2")
     return Method(
         arrange=Raster(*block),
         score=score,

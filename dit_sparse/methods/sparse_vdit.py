@@ -38,7 +38,7 @@ from dit_sparse.arrange.frames import Frames
 from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Drop
 from dit_sparse.core import Method
-from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_share
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
 from dit_sparse.score.geometric import Geometric
@@ -61,8 +61,7 @@ def sparse_vdit(
     dense_steps=0.2,
     dense_layers=0,
 ):
-    if isinstance(keep, bool) or not (isinstance(keep, int | float) and 0 <= keep <= 1):
-        raise ArgumentError(f"keep={keep!r} must be from 0 (the three shares as given) to 1")
+    check_share("keep", keep, zero="the three shares as given")
     if keep:
         diagonal = multi_diagonal = stripe = keep
     modes = Table(table)

@@ -39,7 +39,7 @@ from dit_sparse.core import Method
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
 from dit_sparse.score.centroids import CentroidMass
-from dit_sparse.select.routed import TokenQuota
+from dit_sparse.select.budgets import TokenQuota
 from dit_sparse.select.topp import TopP
 
 

@@ -43,7 +43,7 @@ from dit_sparse.core import Method
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
 from dit_sparse.score.centroids import ProbedError
-from dit_sparse.select.routed import Routed, TokenQuota
+from dit_sparse.select.budgets import TokenQuota, TopPBudget
 
 
 @register("svg_ear", arxiv="2603.08982")
@@ -62,7 +62,7 @@ def svg_ear(
     return Method(
         arrange=Clusters(q_clusters, k_clusters, cold_iters, warm_iters),
         score=ProbedError(probe),
-        select=TokenQuota(keep) if keep else Routed(top_p, min_keep),
+        select=TokenQuota(keep) if keep else TopPBudget(top_p, min_keep),
         compute=Attend(remainder=Centroid()),
         schedule=Schedule(dense_steps, dense_layers),
     )

@@ -19,7 +19,8 @@ class CentroidMass:
     """P_cj = n_j exp(S_cj) / sum_l n_l exp(S_cl), S = scale * qbar_c . kbar_j, [B, H, M, N].
 
     float32, or float64 for float64. An empty cluster has mass 0. The means are those that
-    `Clusters` left in ctx.cache, else pooled; the mass is left there for `Routed`. Used by SVG2.
+    `Clusters` left in ctx.cache, else pooled; the mass is left there for `TopPBudget`.
+    Used by SVG2, and by SVG-EAR for its budget.
     """
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
@@ -28,7 +29,7 @@ class CentroidMass:
         def make() -> Tensor:
             keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
             scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-            return (scale * q @ keys.mT + _sizes(layout, q).log()).softmax(-1)
+            return (scale * q @ keys.mT + layout.kv.video_sizes(q).log()).softmax(-1)
 
         return ctx.once("centroid mass", make)
 
@@ -55,12 +56,17 @@ class ProbedError:
         k, v = (t.detach()[:, :, :tokens] for t in moved[1:])
         values = self.probe == "value"
         # the key-only form reads no values; a view of the keys stands in
-        v_mean = pool_blocks(v, cut, dtype=k_mean.dtype, impl=ctx.impl) if values else k_mean
+        v_mean = k_mean
+        if values:
+            # a remainder of block means asks for the same
+            v_mean = ctx.once(
+                "v centroids", lambda: pool_blocks(v, cut, dtype=k_mean.dtype, impl=ctx.impl)
+            )
         error = probe_error(
             q, k, v if values else k, k_mean, v_mean, cut, scale=ctx.scale, values=values,
             impl=ctx.impl,
         )  # fmt: skip
-        return error - _sizes(layout, q).clamp(min=1).log()
+        return error - layout.kv.video_sizes(q).clamp(min=1).log()
 
 
 def centroids(x: QKV, layout: Layout, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -79,9 +85,3 @@ def centroids(x: QKV, layout: Layout, ctx: Context) -> tuple[Tensor, Tensor]:
         ctx.once("q centroids", lambda: pooled(0)),
         ctx.once("k centroids", lambda: pooled(1)),
     )
-
-
-def _sizes(layout: Layout, like: Tensor) -> Tensor:
-    """Return the tokens of each key block, [B|1, H|1, 1, N], like `like` [B, H, .., .]."""
-    sizes = layout.kv.sizes(like.device, like.shape[1])[..., : layout.kv.video]
-    return sizes.to(like.dtype)[..., None, :]

@@ -10,9 +10,8 @@ from itertools import chain, zip_longest
 import torch
 from torch import Tensor
 
+from dit_sparse.constants import constant, golden
 from dit_sparse.core import QKV, Context, Layout
-
-GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Geometric:
         score = _near(m, n, frame if self.first_frame else 0, device)
         row = self.modes(ctx, heads) if self.modes else ""
         if "V" in row:
-            score = torch.where(_striped(row, device), _listed(n, frame, device), score)
+            striped = constant(tuple(mode == "V" for mode in row), torch.bool, device)
+            score = torch.where(striped[:, None, None], _listed(n, frame, device), score)
         return score.expand(x.q.shape[0], heads, m, n)
 
 
@@ -46,9 +46,7 @@ def priority(n: int, frame: int) -> list[int]:
 
     Multiples of the golden ratio spread evenly: so do the blocks whose multiple is smallest.
     """
-    first, rest = (
-        sorted(blocks, key=lambda j: j * GOLDEN % 1) for blocks in (range(frame), range(frame, n))
-    )
+    first, rest = (sorted(blocks, key=golden) for blocks in (range(frame), range(frame, n)))
     return [j for j in chain.from_iterable(zip_longest(first, rest)) if j is not None]
 
 
@@ -68,10 +66,3 @@ def _listed(n: int, frame: int, device: str) -> Tensor:
     """Return minus the place of each key block in the list of stripes, [n] float32."""
     order = torch.tensor(priority(n, frame))
     return -torch.argsort(order).to(torch.float32).to(device)
-
-
-@lru_cache(maxsize=4096)
-@torch.inference_mode(False)
-def _striped(row: str, device: str) -> Tensor:
-    """Return which heads of a table row have stripes, [1, H, 1, 1] bool."""
-    return torch.tensor([letter == "V" for letter in row], device=device)[None, :, None, None]

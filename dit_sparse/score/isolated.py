@@ -29,7 +29,7 @@ class Isolated:
         if ctx.causal:
             raise ArgumentError(
                 "causal=True does not go with shares of the whole row, which count future keys; "
-                "use a method without them, e.g. 'pisa' with order=0"
+                "use a causal method, e.g. 'sla'"
             )
         q, k, _ = arranged(x, layout, ctx)
         return video_map(q, k, layout, self.spread, ctx).share

@@ -20,7 +20,7 @@ class PooledDot:
     error_bias: add log ||H_j||, H_j the key-value covariance of block j (Frobenius norm): how much
     a first-order tail would miss there, so that such blocks are computed exactly. deviation: take
     ||H_j - mean H|| instead, what a tail with one covariance for all blocks would miss.
-    Used by DraftAttention (softmax), PISA (error_bias, deviation).
+    Used by DraftAttention (softmax), PISA (error_bias, deviation), dense.
     """
 
     softmax: bool = False
@@ -51,8 +51,7 @@ class PooledDot:
             score = score.add_(bias[:, :, None])
         if not self.softmax:
             return score
-        sizes = layout.kv.sizes(score.device)[..., : layout.kv.video]
-        return (score + sizes.log()[..., None, :]).softmax(dim=-1)
+        return (score + layout.kv.video_sizes(score).log()).softmax(dim=-1)
 
 
 def _deviation(k: Tensor, v: Tensor, moments: Moments, blocks: Blocks, ctx: Context) -> Tensor:

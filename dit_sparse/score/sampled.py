@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import pi
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.arranged import arranged
+from dit_sparse.constants import golden
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.importance import sampled_importance
@@ -88,12 +89,13 @@ def sample(blocks: Blocks, every: int, step: int, device: torch.device) -> tuple
     start, tokens = bounds[..., :-1, None].long(), bounds.diff(dim=-1)
     s = max(1, blocks.size // every)
     count = ((tokens * s + blocks.size - 1) // blocks.size).clamp_(max=s)
-    stratum = torch.arange(s, device=device, dtype=torch.float64)
-    # steps of two independent irrational numbers, the golden ratio and pi
-    inside = (stratum * (sqrt(5) / 2 - 0.5) + (step * pi) % 1) % 1
-    at = (stratum + inside) * (tokens / count.clamp(min=1))[..., None].double()
+    stratum, one = torch.arange(s, device=device), 1 << 32
+    # steps of two independent irrational numbers, the golden ratio and pi, in fixed point: exact
+    # below 90,000 tokens a block, and not every device has float64
+    inside = (stratum * int(golden(1) * one) + int(step * pi % 1 * one)) % one
+    at = (stratum * one + inside) * tokens[..., None] // count.clamp(min=1)[..., None] // one
     # past the count, and in an empty block, any position will do
-    at = torch.minimum(at.long(), (tokens - 1).clamp(min=0)[..., None]) + start
+    at = torch.minimum(at, (tokens - 1).clamp(min=0)[..., None]) + start
     return at.clamp_(max=blocks.video_tokens - 1).flatten(-2), count.int()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import floor
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from dit_sparse.core import Blocks, Context, Grid, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.select import budget_classes
+from dit_sparse.parameters import check_share, quota
 
 NEIGHBOURS = ("union", "within", "none")
 
@@ -37,10 +37,8 @@ class FloorTopP:
     first_frame: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, low in (("keep", self.keep, "above 0"), ("p_remain", self.p_remain, "")):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= 1 or (low and value == 0):
-                raise ArgumentError(f"{name}={value!r} must be {low or 'at least 0'} and at most 1")
+        check_share("keep", self.keep)
+        check_share("p_remain", self.p_remain, zero="keep alone counts")
         if self.neighbours not in NEIGHBOURS:
             raise ArgumentError(
                 f"neighbours={self.neighbours!r} must be one of {', '.join(NEIGHBOURS)}"
@@ -53,8 +51,6 @@ class FloorTopP:
         n, device = score.shape[-1], score.device
         if self.keep == 1:
             return torch.ones_like(score, dtype=torch.int8)
-        # the small term undoes products such as 0.29 * 100 = 28.999...
-        at_least = max(1, floor(self.keep * n + 1e-6))
         near, rank = _neighbours(layout, ctx.grid, self, device), score
         if near is not None and self.neighbours == "within":
             # a share is at most 1: the own block comes first, then its neighbours
@@ -63,7 +59,8 @@ class FloorTopP:
         if layout.kv.text_tokens:
             text = (1 - score.sum(-1, keepdim=True)).clamp(min=0)
             rank, share = torch.cat((rank, text), -1), torch.cat((score, text), -1)
-        past = budget_classes(rank, (self.p_remain,), share, floors=(at_least,), impl=ctx.impl)
+        least = (quota(self.keep, n),)
+        past = budget_classes(rank, (self.p_remain,), share, floors=least, impl=ctx.impl)
         level = (past[..., :n] == 0).to(torch.int8)
         if near is not None and self.neighbours == "union":
             level = level.masked_fill(near > 0, 1)
@@ -100,14 +97,13 @@ def neighbour_table(
     lead = torch.broadcast_shapes(rows.shape[:2], cols.shape[:2])
     rows, cols = rows.expand(*lead, -1, -1, -1), cols.expand(*lead, -1, -1, -1)
     table = torch.zeros(*lead, q.video * kv.video, dtype=torch.int8, device=device)
-    sides = (grid.frames, grid.height, grid.width)
     if first_frame and grid.frames > 1:
         # an image has one frame, which says nothing
         opens = [torch.zeros(*lead, b.video, dtype=torch.bool, device=device) for b in (q, kv)]
         for flag, ids in zip(opens, (rows, cols), strict=True):
             flag.scatter_(-1, ids[..., 0, :, :].flatten(2), True)
         table |= (opens[0][..., :, None] & opens[1][..., None, :]).flatten(2)
-    steps = sorted(product((-1, 0, 1), repeat=3))
+    steps, sides = sorted(product((-1, 0, 1), repeat=3)), grid.sides
     if q is kv:
         # of two opposite steps one is enough, for the table is symmetric
         steps = steps[: len(steps) // 2 + 1]
@@ -137,7 +133,7 @@ def _voxels(blocks: Blocks, grid: Grid, device: str) -> Tensor:
         lead = torch.broadcast_shapes(ids.shape[:2], voxel.shape[:2])
         voxel, ids = voxel.expand(*lead, video), ids.expand(*lead, video)
         ids = torch.empty_like(ids).scatter_(-1, voxel, ids)
-    return ids.unflatten(-1, (grid.frames, grid.height, grid.width))
+    return ids.unflatten(-1, grid.sides)
 
 
 _cached = lru_cache(maxsize=16)(torch.inference_mode(False)(neighbour_table))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.lists import top_blocks
 from dit_sparse.kernels.select import budget_classes, head_budget, head_kth
+from dit_sparse.parameters import check_share, quota
 
 # scope -> the axes of [B, H, S, N] over which one choice is made
 POOLS = {"head": (2, 3), "query": (3,), "block": (1, 2), "overall": (1, 2, 3)}
@@ -84,8 +84,7 @@ class GateShare:
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
-        if not (isinstance(self.keep, int | float) and 0 <= self.keep <= 1):
-            raise ArgumentError(f"keep={self.keep!r} must be a share from 0 (use k) to 1")
+        check_share("keep", self.keep, zero="k blocks")
         if isinstance(self.k, list):  # TOML has no tuples
             object.__setattr__(self, "k", tuple(self.k))
         good = isinstance(self.k, tuple) and len(self.k) == 3
@@ -107,8 +106,7 @@ class GateShare:
         own = _own(score, layout)
         score = score.scatter(3, own, float("inf"))
         pool = _pooled(score, self.scope)
-        # the small term undoes products such as 0.29 * 100 = 28.999...
-        count = max(1, floor(share * (n if self.scope == "query" else pool[0, 0].numel()) + 1e-6))
+        count = quota(share, n if self.scope == "query" else pool[0, 0].numel())
         if self.scope == "query":
             return top_blocks(score, count, impl=ctx.impl)
         edge = head_kth(pool, count, impl=ctx.impl)

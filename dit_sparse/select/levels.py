@@ -9,11 +9,13 @@ from math import floor
 import torch
 from torch import Tensor
 
+from dit_sparse.constants import constant
 from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.select import budget_classes
+from dit_sparse.parameters import check_share, quota
 
-# undoes products such as 0.29 * 100 = 28.999...
+# what the rounding of a sum of shares may add or take
 _SLACK = 1e-6
 # the released code computes this share of each row exactly, whatever the thresholds
 _FLOOR = 0.06
@@ -58,8 +60,7 @@ class Levels:
                 f"bounds={bounds!r} must be {len(factors)} rising shares in [0, 1], one for each "
                 f"of levels={factors!r}"
             )
-        if not (isinstance(self.keep, int | float) and 0 <= self.keep <= 1):
-            raise ArgumentError(f"keep={self.keep!r} must be 0 (bounds as given) or in (0, 1]")
+        check_share("keep", self.keep, zero="bounds as given")
         if self.keep and not bounds[0]:
             raise ArgumentError(
                 f"bounds={bounds!r} must start above 0 to be scaled to keep={self.keep}"
@@ -130,7 +131,7 @@ def quotas(
     """
 
     def cut(number: float) -> tuple[int, ...]:
-        return tuple(max(1, floor(min(1.0, number * b) * n + _SLACK)) for b in bounds)
+        return tuple(quota(min(1.0, number * b), n) for b in bounds)
 
     def work(ends: tuple[int, ...]) -> float:
         sizes = (b - a for a, b in zip((0, *ends), ends, strict=False))
@@ -150,10 +151,5 @@ def quotas(
 
 def _row(limits: tuple[float, ...], like: Tensor) -> Tensor:
     """Return numbers as a tensor [1, 1, 1, T] beside `like`, made once per device."""
-    return _constant(limits, torch.promote_types(like.dtype, torch.float32), str(like.device))
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _constant(limits: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
-    return torch.tensor(limits, dtype=dtype).view(1, 1, 1, -1).to(device)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return constant(limits, wide, str(like.device)).view(1, 1, 1, -1)

@@ -9,16 +9,12 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
-from dit_sparse.core import Context, Layout
+from dit_sparse.constants import constant
+from dit_sparse.core import Context, Known, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_share
 
 MODES = "FSDMV"
-
-
-def _check_share(name: str, share: float) -> None:
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not number or not 0 < share <= 1:
-        raise ArgumentError(f"{name}={share!r} must be above 0 and at most 1, e.g. {name}=0.25")
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Band:
     first_frame: bool = False
 
     def __post_init__(self) -> None:
-        _check_share("keep", self.keep)
+        check_share("keep", self.keep)
 
     def capacity(self, columns: int) -> int | None:
         # how many columns a frame has is known to the grid only
@@ -80,25 +76,41 @@ class Table:
 
     def __call__(self, ctx: Context, heads: int) -> str:
         """Return the letters of the heads at the layer and step of a call."""
+        if isinstance(self.rows, str):
+            return (self.rows * -(-heads // len(self.rows)))[:heads]
+        return self._row(ctx.layer, ctx.step, ctx.steps, heads)
+
+    def check(self, known: Known) -> None:
+        """Raise unless every sparse layer has a row, at every sparse step, a letter per head."""
+        if isinstance(self.rows, str):
+            return
+        steps = range(1)
+        if isinstance(self.rows[0], tuple):
+            # the number of steps follows from the table; the last one is sparse in any case
+            steps = known.steps or range(len(self.rows))[-1:]
+        for step in steps:
+            for layer in known.layers:
+                self._row(layer, step, steps.stop, known.heads)
+
+    def _row(self, layer: int, step: int, steps: int, heads: int | None) -> str:
+        """Return the row of a layer and step; heads=None takes any length."""
         rows = self.rows
-        if isinstance(rows, str):
-            return (rows * -(-heads // len(rows)))[:heads]
         if isinstance(rows[0], tuple):
-            if not ctx.step < ctx.steps == len(rows):
+            if not step < steps == len(rows):
                 raise ArgumentError(
-                    f"table has rows for {len(rows)} steps, this is step {ctx.step} of "
-                    f"{ctx.steps}; a table by steps serves one number of steps"
+                    f"table has rows for {len(rows)} steps, this is step {step} of "
+                    f"{steps}; a table by steps serves one number of steps"
                 )
-            rows = rows[ctx.step]
-        if ctx.layer >= len(rows):
+            rows = rows[step]
+        if layer >= len(rows):
             raise ArgumentError(
-                f"table has {len(rows)} layers; layer {ctx.layer} is beyond its last, "
+                f"table has {len(rows)} layers; layer {layer} is beyond its last, "
                 f"{len(rows) - 1} (counted from 0)"
             )
-        row = rows[ctx.layer]
-        if len(row) != heads:
+        row = rows[layer]
+        if heads is not None and len(row) != heads:
             raise ArgumentError(
-                f"table: layer {ctx.layer} has {len(row)} letters, the model {heads} heads; "
+                f"table: layer {layer} has {len(row)} letters, the model {heads} heads; "
                 "write one letter per head"
             )
         return str(row)
@@ -119,7 +131,7 @@ class PerHead:
 
     def __post_init__(self) -> None:
         for name in ("diagonal", "multi_diagonal", "stripe"):
-            _check_share(name, getattr(self, name))
+            check_share(name, getattr(self, name))
 
     def capacity(self, columns: int) -> int | None:
         bands = (2 * band_width(s, columns) + 1 for s in (self.diagonal, self.multi_diagonal))
@@ -127,7 +139,7 @@ class PerHead:
         return columns if "F" in str(self.table.rows) else min(columns, most)
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
-        n, device = layout.kv.video, str(score.device)
+        n = layout.kv.video
         lowest = {
             "F": -inf,
             "S": inf,
@@ -135,8 +147,9 @@ class PerHead:
             "M": -band_width(_of_video(self.multi_diagonal, layout), n),
             "V": 1 - _stripes(_of_video(self.stripe, layout), n),
         }
-        row = self.table(ctx, score.shape[1])
-        return (score >= _column(tuple(lowest[mode] for mode in row), device)).to(torch.int8)
+        edges = tuple(float(lowest[mode]) for mode in self.table(ctx, score.shape[1]))
+        edge = constant(edges, torch.float32, str(score.device))
+        return (score >= edge[:, None, None]).to(torch.int8)
 
 
 @lru_cache(maxsize=1024)
@@ -169,13 +182,6 @@ def _of_video(share: float, layout: Layout) -> float:
         return share
     every, video = layout.kv.length**2, layout.kv.video_tokens**2
     return max(0.0, (share * every - (every - video)) / video)
-
-
-@lru_cache(maxsize=4096)
-@torch.inference_mode(False)
-def _column(values: tuple[float, ...], device: str) -> Tensor:
-    """Return one number per head, [H, 1, 1] float32."""
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def _tuples(rows: object) -> object:

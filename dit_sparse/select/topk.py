@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
 
 import torch
 from torch import Tensor
@@ -12,26 +11,23 @@ from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.lists import top_blocks
 from dit_sparse.kernels.select import head_kth
-
-
-def check_keep(keep: float) -> None:
-    """Raise when `keep`, a share of the blocks, lies outside (0, 1]."""
-    if not (isinstance(keep, int | float) and 0 < keep <= 1):
-        raise ArgumentError(f"keep={keep!r} must be above 0 and at most 1, e.g. keep=0.25")
+from dit_sparse.parameters import check_share, quota
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Each row keeps its max(1, floor(keep * N)) best blocks. Used by PISA, DraftAttention, SLA."""
+    """Each row keeps its max(1, floor(keep * N)) best blocks.
+
+    Used by PISA, SLA, DraftAttention (rule="row"), dense.
+    """
 
     keep: float
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        check_share("keep", self.keep)
 
     def capacity(self, columns: int) -> int:
-        # the small term undoes products such as 0.29 * 100 = 28.999...
-        return max(1, floor(self.keep * columns + 1e-6))
+        return quota(self.keep, columns)
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
         return top_blocks(score, self.capacity(score.shape[-1]), impl=ctx.impl)
@@ -48,7 +44,7 @@ class HeadTopK:
     keep: float
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        check_share("keep", self.keep)
 
     def capacity(self, columns: int) -> int | None:
         return columns if self.keep == 1 else None
@@ -60,7 +56,7 @@ class HeadTopK:
                 "budget per row, e.g. rule='row'"
             )
         blocks = score.shape[-2] * score.shape[-1]
-        drop = floor((1 - self.keep) * blocks + 1e-6)
+        drop = quota(1 - self.keep, blocks, least=0)
         if drop == 0:
             return torch.ones_like(score, dtype=torch.int8)
         # the largest dropped score

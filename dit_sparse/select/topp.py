@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
 
 import torch
 from torch import Tensor
 
 from dit_sparse.core import Context, Layout
-from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.select import budget_classes
+from dit_sparse.parameters import check_share, quota
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,8 @@ class TopP:
     min_keep: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
-            raise ArgumentError(
-                f"top_p={self.top_p!r} must be above 0 and at most 1, e.g. top_p=0.9"
-            )
-        if not (isinstance(self.min_keep, int | float) and 0 <= self.min_keep <= 1):
-            raise ArgumentError(
-                f"min_keep={self.min_keep!r} must be a share of the blocks from 0 to 1"
-            )
+        check_share("top_p", self.top_p)
+        check_share("min_keep", self.min_keep, zero="one block")
 
     def capacity(self, columns: int) -> None:
         return None
@@ -44,13 +37,7 @@ class TopP:
         if self.top_p == 1:
             return (score != float("-inf")).to(torch.int8)
         mass = score.clamp(min=0)
-        least = max(1, floor(self.min_keep * score.shape[-1] + 1e-6))
-        past = budget_classes(
-            score,
-            self.top_p * mass.sum(-1, keepdim=True),
-            mass,
-            floors=(least,),
-            impl=ctx.impl,
-        )
+        goal, least = self.top_p * mass.sum(-1, keepdim=True), quota(self.min_keep, score.shape[-1])
+        past = budget_classes(score, goal, mass, floors=(least,), impl=ctx.impl)
         # "not below": NaN stays, so that it shows
         return ((past == 0) & ~(score <= 0)).to(torch.int8)

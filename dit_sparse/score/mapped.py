@@ -14,7 +14,7 @@ from dit_sparse.kernels.pool import pool_blocks
 
 
 @dataclass(frozen=True)
-class Routed:
+class MappedDot:
     """proj_q(mean of a q block) . proj_k(mean of a k block), [B, H, M, N] float32 or wider.
 
     learned: the maps are `proj_q.weight` and `proj_k.weight` [D, D] (and a `.bias` [D], if there
