@@ -9,7 +9,7 @@ columns, then the tail. Launched by block_sparse.py, which states formula, shape
 import triton
 import triton.language as tl
 
-from dit_sparse.kernels._jit import load_rows, query_tile, scan_list, store_rows
+from dit_sparse.kernels._jit import block_range, load_rows, query_tile, scan_list, store_rows
 from dit_sparse.kernels._steps import (
     add_tail,
     chosen_steps,
@@ -141,8 +141,8 @@ def attend_kernel(
 
 @triton.jit
 def table_kernel(
-    offsets_ptr, count_ptr, table_ptr, stride_fb, stride_fh, heads, rows, length, TILE:
-    tl.constexpr, BLOCK: tl.constexpr,
+    offsets_ptr, count_ptr, table_ptr, stride_fb, stride_fh, heads, rows, length, zero_at, tokens,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, IS_UNIFORM: tl.constexpr,
 ):  # fmt: skip
     """Write the tiles of one query block behind those of all blocks with longer lists.
 
@@ -152,20 +152,21 @@ def table_kernel(
     bh = tl.program_id(0) // rows
     b = (bh // heads).to(tl.int64)
     h = (bh % heads).to(tl.int64)
+    if tl.program_id(0) == 0:
+        tl.store(table_ptr + zero_at, 0)
     offsets_ptr += b * stride_fb + h * stride_fh
     count_ptr += bh.to(tl.int64) * rows
     table_ptr += bh.to(tl.int64) * length * 2
     at = tl.arange(0, BLOCK)
     # start, end, work: [BLOCK] of all blocks of this head
-    start = tl.load(offsets_ptr + at, mask=at < rows, other=0)
-    end = tl.load(offsets_ptr + at + 1, mask=at < rows, other=0)
+    start, end = block_range(at, offsets_ptr, tokens, SIZE, IS_UNIFORM, at < rows)
     work = tl.load(count_ptr + at, mask=at < rows, other=-1)
     tiles = tl.maximum(end - start + TILE - 1, 0) // TILE
     mine = tl.load(count_ptr + row)
     before = (work > mine) | ((work == mine) & (at < row))
     place = tl.sum(tl.where(before, tiles, 0), 0)
     own = tl.sum(tl.where(at == row, tiles, 0), 0)
-    first = tl.load(offsets_ptr + row)
+    first = tl.sum(tl.where(at == row, start, 0), 0)
     for base in range(0, own, 32):
         i = base + tl.arange(0, 32)
         keep = (i < own) & (place + i < length)

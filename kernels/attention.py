@@ -18,9 +18,18 @@ from torch import Tensor
 
 from dit_sparse.kernels.contract import IMPLS, Columns, Cut, allocate, as_cut, check
 
-__all__ = ["IMPLS", "Columns", "Cut", "block_sparse_attention", "implementation"]
+__all__ = [
+    "IMPLS", "KERNELS", "Columns", "Cut", "block_sparse_attention", "implementation", "kernel",
+]  # fmt: skip
 
-_MODULES = {"triton": "block_sparse", "torch": "gather", "reference": "reference"}
+_MODULES = {
+    "hopper": "hopper",
+    "triton": "block_sparse",
+    "torch": "gather",
+    "reference": "reference",
+}
+# what `impl` may be here; "hopper" is not offered beyond: it takes not every call of a method
+KERNELS = (*IMPLS, "hopper")
 
 
 @functools.cache
@@ -49,6 +58,25 @@ def implementation(q: Tensor) -> tuple[str, str]:
         return "torch", f"head dim {q.shape[-1]} is above the triton kernel's 256"
     reason = _device_missing(q.device.index or 0)
     return ("torch", reason) if reason else ("triton", f"{torch.cuda.get_device_name(q.device)}")
+
+
+def kernel(
+    q: Tensor, k: Tensor, v: Tensor, *, q_blocks: Cut | int, kv_blocks: Cut | int, columns: Columns
+    | None = None, row_mask: Tensor | None = None, causal: bool = False, impl: str = "auto",
+) -> tuple[str, str]:  # fmt: skip
+    """Return (name, reason) of the kernel that runs a call: one of KERNELS, not "auto"."""
+    if impl != "auto":
+        return impl, "asked for"
+    name, reason = implementation(q)
+    if name != "triton":
+        return name, reason
+    from dit_sparse.kernels import hopper
+
+    cuts = as_cut(q_blocks), as_cut(kv_blocks)
+    why_not = hopper.why_not(q, k, v, *cuts, columns, row_mask, causal)
+    if why_not:
+        return "triton", f"{reason}; not the Hopper kernel: {why_not}"
+    return "hopper", reason
 
 
 def block_sparse_attention(
@@ -82,8 +110,8 @@ def block_sparse_attention(
         sees (queries of one block that choose for themselves; the list is their union)
     causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their
         mask alone)
-    scale: default D ** -0.5; impl: auto, triton, torch or reference; an explicit choice never
-        falls back
+    scale: default D ** -0.5; impl: auto, hopper, triton, torch or reference; an explicit choice
+        never falls back
     returns: out [B, H, Sq, Dv] in q's dtype, lse [B, H, Sq] float32 (natural log, exact keys and
         columns); a query that sees nothing, or lies in no block, gives 0 and -inf
 
@@ -95,8 +123,8 @@ def block_sparse_attention(
     >>> index = torch.tensor([0, 3], dtype=torch.int32).expand(1, 2, 4, 2)
     >>> out, lse = block_sparse_attention(x, x, x, count, index, q_blocks=64, kv_blocks=64)
     """
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be {', '.join(IMPLS)}, got {impl!r}")
+    if impl not in KERNELS:
+        raise ValueError(f"impl must be {', '.join(KERNELS)}, got {impl!r}")
     q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes
@@ -116,17 +144,23 @@ def _dispatch(
     q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
     col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
 ):  # fmt: skip
-    name = implementation(q)[0] if impl == "auto" else impl
-    if name == "triton" and _triton_missing():
-        raise RuntimeError(f"impl='triton' cannot run: {_triton_missing()}")
-    module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
-    columns = None
+    q_blocks, kv_blocks, columns = Cut(q_size, q_offsets), Cut(kv_size, kv_offsets), None
     if col_k is not None:
         columns = Columns(col_k, col_v, col_bias, col_mask, col_count, col_index, col_group)
+    shape = {
+        "q_blocks": q_blocks,
+        "kv_blocks": kv_blocks,
+        "columns": columns,
+        "row_mask": row_mask,
+        "causal": causal,
+    }
+    name, _ = kernel(q, k, v, **shape, impl=impl)
+    if name in ("hopper", "triton") and _triton_missing():
+        raise RuntimeError(f"impl={name!r} cannot run: {_triton_missing()}")
+    module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
     return module.block_sparse_attention(
-        q, k, v, kv_count, kv_index, q_blocks=Cut(q_size, q_offsets), kv_blocks=Cut(kv_size,
-        kv_offsets), columns=columns, tail=tail, row_mask=row_mask, causal=causal, scale=scale,
-    )  # fmt: skip
+        q, k, v, kv_count, kv_index, **shape, tail=tail, scale=scale
+    )
 
 
 @torch.library.custom_op("dit_sparse::block_sparse_attention", mutates_args=())

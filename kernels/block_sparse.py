@@ -53,21 +53,31 @@ def describe(x: Tensor, block: int, head_dim: int) -> TensorDescriptor | None:
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, block, head_dim])
 
 
-def query_table(offsets: Tensor, kv_count: Tensor, tokens: int, tile: int) -> Tensor:
-    """Return the tile table int32 [B, H, T, 2] of query blocks of any size, longest lists first.
+def query_table(
+    offsets: Tensor | None, kv_count: Tensor, tokens: int, tile: int, size: int = 0
+) -> Tensor:
+    """Return the query tiles of all heads, longest lists first, and one zero to count with.
 
-    offsets: [B, H, M + 1] int32. Sorting by comparison is quadratic: many blocks go unsorted.
+    offsets: [B, H, M + 1] int32, or None for blocks of `size`. Returns int32 [B * H * T * 2 + 1]:
+    (row, first token) per tile, unused ones last, then the zero. Sorting by comparison is
+    quadratic: many blocks go unsorted.
     """
     batch, heads, rows = kv_count.shape
+    length = rows * -(-size // tile) if offsets is None else table_length(tokens, rows, tile)
     if rows > 4096:
+        if offsets is None:
+            edges = torch.arange(rows + 1, device=kv_count.device) * size
+            offsets = edges.clamp(max=tokens).expand(batch, heads, -1)
         row, first = query_tiles(offsets, tokens, tile)
         unused = row == rows
-        return torch.stack((row.where(~unused, 0), first.where(~unused, 2**31 - 1)), -1).int()
-    length = table_length(tokens, rows, tile)
-    table = torch.empty(batch, heads, length, 2, dtype=torch.int32, device=offsets.device)
+        tiles = torch.stack((row.where(~unused, 0), first.where(~unused, 2**31 - 1)), -1).int()
+        return torch.nn.functional.pad(tiles.flatten(), (0, 1))
+    table = torch.empty(batch * heads * length * 2 + 1, dtype=torch.int32, device=kv_count.device)
     table_kernel[(batch * heads * rows,)](
-        offsets, kv_count, table, *offsets.stride()[:2], heads, rows, length, TILE=tile,
-        BLOCK=_tune.power_of_2(rows), num_warps=4,
+        kv_count if offsets is None else offsets, kv_count, table,
+        *(kv_count if offsets is None else offsets).stride()[:2], heads, rows, length,
+        batch * heads * length * 2, tokens, TILE=tile, BLOCK=_tune.power_of_2(rows), SIZE=size,
+        IS_UNIFORM=offsets is None, num_warps=4,
     )  # fmt: skip
     return table
 
@@ -126,7 +136,7 @@ def block_sparse_attention(
         q_size = config.block_m
     if has_table:
         table = query_table(q_off, kv_count, s_q, config.block_m)
-        tiles = table.shape[2]
+        tiles = (table.numel() - 1) // (2 * batch * heads)
     if kv_cut.offsets is not None:
         kv_off = per_head(kv_cut.offsets.contiguous(), batch, heads)
         kv_size = config.block_n

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit_sparse.arranged import arranged, cut, restored
 from dit_sparse.compute.remainder import Drop, Remainder
 from dit_sparse.core import QKV, Context, Plan
-from dit_sparse.kernels.attention import block_sparse_attention
+from dit_sparse.kernels.attention import block_sparse_attention, kernel
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.lists import pack_lists
 
@@ -40,18 +40,17 @@ class Attend:
             row_mask, q_blocks, capacity = keep, Cut(TILE), None
             keep = F.pad(keep, (0, 0, 0, -keep.shape[2] % TILE)).unflatten(2, (-1, TILE)).any(3)
         kv_count, kv_index = pack_lists(keep, capacity, impl=ctx.impl)
+        shape = {
+            "q_blocks": q_blocks,
+            "kv_blocks": cut(plan.layout.kv),
+            "columns": columns,
+            "row_mask": row_mask,
+            "causal": plan.causal,
+        }
+        # for the report
+        ctx.once("kernel", lambda: kernel(*moved, **shape, impl=ctx.impl))
         out, lse = block_sparse_attention(
-            *moved,
-            kv_count,
-            kv_index,
-            q_blocks=q_blocks,
-            kv_blocks=cut(plan.layout.kv),
-            columns=columns,
-            tail=tail,
-            row_mask=row_mask,
-            causal=plan.causal,
-            scale=ctx.scale,
-            impl=ctx.impl,
+            *moved, kv_count, kv_index, **shape, tail=tail, scale=ctx.scale, impl=ctx.impl
         )
         out = self.remainder.finish(out, lse, moved, plan, ctx)
         return restored(out, plan.layout.q, ctx)

@@ -17,7 +17,6 @@ from dit_sparse.compute.attend import Dense
 from dit_sparse.core import QKV, Context, Method
 from dit_sparse.integrations.adapters import Adapter, box
 from dit_sparse.integrations.clock import Clock
-from dit_sparse.kernels.attention import implementation
 from dit_sparse.profile import Profile
 from dit_sparse.reporting import Cell, Progress
 from dit_sparse.weights import layer_weights
@@ -164,8 +163,8 @@ class Session:
         plan = self.method.plan(x, call)
         out = self.method.compute(x, plan, call)
         tally.densities.append(plan.density())
-        if not self.implementations:
-            name, why = implementation(x.q) if self.impl == "auto" else (self.impl, "asked for")
+        if "kernel" in call.cache:
+            name, why = call.cache["kernel"]
             self.implementations[name] = why
         return out.transpose(1, 2)
 

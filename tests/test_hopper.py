@@ -1,0 +1,131 @@
+"""The Hopper kernel: it builds everywhere, says what it cannot take, and is right where it runs."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, kernel
+from tests.kernel_cases import compare, offsets
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+BASE = {"dtype": torch.bfloat16, "d": 128, "q_blocks": 128, "kv_blocks": 128, "s_q": 700}
+# fmt: off
+ROWS = {
+    "plain": {},
+    "fp16 grouped strided": {"dtype": torch.float16, "heads": 4, "kv_heads": 2, "strided": True},
+    "ragged": {"s_q": 690, "s_kv": 810, "keep": 0.7},
+    "wide blocks, unsorted": {"q_blocks": 256, "kv_blocks": 192, "s_kv": 1000, "shuffle": True},
+    "narrow blocks share a step": {"kv_blocks": 64, "s_kv": 1030},
+    "columns": {"columns": 200},
+    "tail": {"columns": 70, "tail": True, "kv_blocks": 64, "s_kv": 777, "heads": 4, "kv_heads": 2},
+    "columns only": {"columns": 70, "tail": True, "keep": 0.0},
+    "large logits": {"gain": 8.0, "columns": 40, "column_gain": 4.0},
+    "unequal queries": {"q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)), "columns": 33},
+    "d 64": {"d": 64},
+    "d 64, all": {"d": 64, "kv_blocks": 64, "s_kv": 777, "columns": 70, "tail": True, "gain": 4.0,
+        "strided": True, "q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2))},
+    "nothing kept": {"keep": 0.0},
+    "fewer tokens than a tile": {"s_q": 30, "s_kv": 20},
+}
+# fmt: on
+
+
+@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("name", ROWS)
+def test_oracle(name):
+    """out and lse agree with the float64 oracle, as those of the portable kernel must."""
+    compare({**BASE, **ROWS[name]}, "hopper")
+
+
+@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
+def test_order():
+    """Neither the order of a list nor how lists of other rows are long changes a row's output."""
+    q, k, v = (torch.randn(1, 2, 4096, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    index = torch.rand(1, 2, 32, 32, device="cuda").argsort(-1).int()
+    count = torch.randint(0, 32, (1, 2, 32), device="cuda", dtype=torch.int32)
+    count[0, 0, 5] = 9
+    cuts = {"q_blocks": 128, "kv_blocks": 128, "impl": "hopper"}
+    out, lse = block_sparse_attention(q, k, v, count, index, **cuts)
+    alone = torch.zeros_like(count)
+    alone[0, 0, 5] = 9
+    again, _ = block_sparse_attention(q, k, v, alone, index, **cuts)
+    rows = slice(5 * 128, 6 * 128)
+    assert torch.equal(out[0, 0, rows], again[0, 0, rows])
+    assert torch.equal(lse.isinf(), (count == 0).repeat_interleave(128, -1))
+
+
+def test_builds():
+    """The installed Triton compiles it for compute capability 9.0: products, copies, roles."""
+    environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.hopper_build"],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) == 2 and all(min(row.values()) > 0 for row in rows)
+
+
+REFUSED = {
+    "dtype": {"dtype": torch.float32},
+    "head dims": {"d": 96},
+    "query blocks": {"q_blocks": 64},
+    "boxes of 64": {"kv_blocks": 48},
+    "differ in size": {"kv_blocks": Cut(128, torch.zeros(1, 1, 3, dtype=torch.int32))},
+    "causal": {"causal": True},
+    "choose for themselves": {"row_mask": torch.ones(1, 1, 256, 2, dtype=torch.bool)},
+    "listed": {"columns": "listed"},
+    "aligned": {"shift": 1},
+}
+
+
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """Take this machine for one that has such a GPU, until something is launched."""
+    from dit_sparse.kernels import attention, hopper
+
+    monkeypatch.setattr(hopper, "_device_why_not", lambda device: "")
+    monkeypatch.setattr(attention, "implementation", lambda q: ("triton", "a GPU"))
+
+
+def call(dtype=torch.bfloat16, d=128, shift=0, **options):
+    """Return q, k, v [1, 1, 256, d], `shift` numbers into their memory, and the options."""
+    x = torch.zeros(3, 256 * d + 8, dtype=dtype)[:, shift:][:, : 256 * d].view(3, 1, 1, 256, d)
+    if options.get("columns"):
+        listed = torch.ones(1, 1, 2, dtype=torch.int32)
+        options["columns"] = Columns(x[1], x[2], None, None, listed, listed[..., None], 1)
+    return x.unbind(), {"q_blocks": 128, "kv_blocks": 128, **options}
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("word", REFUSED)
+def test_refused(word):
+    """What it does not take goes to the portable kernel, with the reason; asked for, it raises."""
+    tensors, options = call(**REFUSED[word])
+    name, reason = kernel(*tensors, **options)
+    assert name == "triton" and word in reason
+    lists = torch.ones(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="impl='hopper' cannot run"):
+        import_module("dit_sparse.kernels.hopper").block_sparse_attention(
+            *tensors, *lists, **options
+        )
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("d", [64, 128])
+def test_taken(d):
+    """Whole tiles of queries and boxes of keys run on it."""
+    tensors, options = call(d=d, q_blocks=256, kv_blocks=192)
+    assert kernel(*tensors, **options) == ("hopper", "a GPU")
+
+
+def test_elsewhere():
+    """On a CPU the reason is the device."""
+    tensors, options = call()
+    assert kernel(*tensors, **options) == ("torch", "tensors are on cpu")
