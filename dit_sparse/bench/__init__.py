@@ -1,0 +1,12 @@
+"""How fast: one kernel, one whole method, one denoising step, each against dense attention.
+
+    results.py                 what a run is: shapes, rows, the machine, the two limits
+    machine.py check.py        the clock, the facts of the machine; what may be timed at all
+    baselines.py               dense and block-sparse attention of others
+    kernel.py method.py        what is measured: kept blocks alone; selection and all
+    architectures.py step.py   a forward of a real architecture, random weights
+    table.py plot.py           what people read
+
+Every figure of a run has its baselines and limits in the same run, and nothing is timed whose
+output is wrong. Files above never import files below.
+"""

@@ -1,0 +1,101 @@
+"""A run as a table: one row per thing timed, and why the others were not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from dit_sparse.bench.method import STAGES
+from dit_sparse.bench.results import Result, Row, exponent
+
+Cell = Callable[[Result, Row], str]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def ms(value: float | None) -> str:
+    """Write a time with three digits."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _density(row: Row) -> str:
+    return f"{row.density:.3g}" if row.ms is not None else ""
+
+
+COMMON: dict[str, Cell] = {
+    "shape": lambda result, row: row.shape.name,
+    "size": lambda result, row: row.shape.describe(),
+    "what": lambda result, row: row.label,
+    "density": lambda result, row: _density(row),
+    "ms": lambda result, row: ms(row.ms),
+    "against dense": lambda result, row: _times(result.against_dense(row)),
+}
+ATTENTION: dict[str, Cell] = {
+    "TFLOP/s": lambda result, row: ms(result.tflops(row)),
+    "of limit": lambda result, row: _share(result.of_limit(row)),
+}
+ERROR: dict[str, Cell] = {
+    "error": lambda result, row: "" if row.error is None else f"{row.error:.2f}",
+}
+COLUMNS: dict[str, dict[str, Cell]] = {
+    "kernel": {**COMMON, **ATTENTION, **ERROR},
+    "method": {
+        **COMMON,
+        "over kept": lambda result, row: _times(result.over_kept(row)),
+        **ATTENTION,
+        **ERROR,
+        **{name: lambda _, row, name=name: ms(row.stages.get(name)) for name in STAGES},
+    },
+    "step": {
+        **COMMON,
+        "attention": lambda result, row: _share(result.attention(row)),
+        **ERROR,
+    },
+}
+
+
+def rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the text of every timed row."""
+    columns = COLUMNS[result.kind]
+    timed = [row for row in result.rows if row.ms is not None]
+    return list(columns), [[cell(result, row) for cell in columns.values()] for row in timed]
+
+
+def line(row: Row) -> str:
+    """Write a row in one line, as it is shown while the run goes on."""
+    what = f"{row.shape.name} {row.label}"
+    what += f" keep {row.settings['keep']:g}" if "keep" in row.settings else ""
+    return f"{what}: {ms(row.ms)} ms" if row.ms is not None else f"{what}: not run: {row.why}"
+
+
+def notes(result: Result) -> Iterator[str]:
+    """Yield what belongs under the table."""
+    told = {k: v for k, v in result.machine.items() if k != "device"}
+    yield f"{result.machine['device']}: " + ", ".join(f"{k} {v}" for k, v in told.items())
+    limits = result.limits
+    yield f"limits of this run: matmul {limits.tflops:.3g} TFLOP/s, copy {limits.gbs:.3g} GB/s"
+    yield f"kernel: {result.kernel[0]} ({result.kernel[1]})"
+    for key, series in result.series().items():
+        at = "" if not key[1] else f" keep {key[2]:g}"
+        yield f"{key[0]}{at}: time grows as tokens^{exponent(series):.2f}"
+    seen: dict[tuple[str, str], list[str]] = {}
+    for row in result.rows:
+        if row.ms is None:
+            places = seen.setdefault((row.what, row.why), [])
+            places += [row.shape.name] if row.shape.name not in places else []
+    for (what, why), places in seen.items():
+        yield f"not run: {what} on {', '.join(places)}: {why}"
+
+
+def markdown(result: Result) -> str:
+    """Return the table as Markdown."""
+    titles, body = rows(result)
+    lines = [titles, ["---"] * len(titles), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,251 @@
+"""`dit-sparse bench`: kernel, method and step timings against the fastest dense attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dit_sparse.commands.request import parse_setting
+from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
+from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import as_tuples
+
+RUN, OUTPUT = "Run", "Output"
+
+
+def _option(panel: str, help: str, *names: str, **extra: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
+
+
+# a switch is named, for else there is a --no-... of each
+Device = Annotated[str, _option(RUN, "auto (default), cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    str, _option(RUN, "bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
+]
+Impl = Annotated[str, _option(RUN, "Our kernel: auto (default), triton or torch.")]
+Seconds = Annotated[float, _option(RUN, "Start nothing new after so many seconds.")]
+Quick = Annotated[bool, _option(RUN, "Fewer repetitions: a first look.", "--quick")]
+Out = Annotated[Path | None, _option(OUTPUT, "Write all rows to this .json file.")]
+Plot = Annotated[Path | None, _option(OUTPUT, "Draw them to this .png or .svg file.")]
+Quiet = Annotated[bool, _option(OUTPUT, "Print nothing but the names of the files.", "--quiet")]
+Json = Annotated[bool, _option(OUTPUT, "Print JSON instead of the table.", "--json")]
+Markdown = Annotated[bool, _option(OUTPUT, "Print a Markdown table.", "--markdown")]
+Debug = Annotated[bool, _option(OUTPUT, "Show tracebacks and library warnings.", "--debug")]
+Shapes = Annotated[
+    str | None,
+    _option("Size", "A, B, C (comma-separated) or toy. Default: A, B, C; toy on a CPU."),
+]
+Heads = Annotated[int | None, _option("Size", "Own size: query heads (default 12).")]
+HeadDim = Annotated[int | None, _option("Size", "Own size: head dim (default 128).")]
+Set = Annotated[
+    list[str] | None,
+    _option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
+]
+
+app = typer.Typer(rich_markup_mode="rich")
+
+
+@app.callback()
+def bench() -> None:
+    """Time the kernel, whole methods or one denoising step; dense attention in the same run.
+
+    Nothing is timed whose output is wrong. Useful operations are counted from the plan.
+    """
+
+
+@app.command("kernel")
+def kernel(
+    shape: Shapes = None,
+    heads: Heads = None,
+    head_dim: HeadDim = None,
+    tokens: Annotated[
+        str | None, _option("Size", "Own size: 32k, 8k,32k or 8k..256k, which doubles.")
+    ] = None,
+    density: Annotated[
+        str, _option("Lists", "Shares of the blocks that are kept; default .5,.25,.1,.05.")
+    ] = ".5,.25,.1,.05",
+    block_q: Annotated[int, _option("Lists", "Queries per block (default 128).")] = 128,
+    block_kv: Annotated[int, _option("Lists", "Keys per block (default 128).")] = 128,
+    spread: Annotated[
+        str, _option("Lists", "Longest list over the shortest: 1 (default), 10, or 1,10.")
+    ] = "1",
+    alone: Annotated[
+        bool, _option(RUN, "Leave out the block-sparse kernels of others.", "--alone")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    impl: Impl = "auto",
+    seconds: Seconds = 3600,
+    quick: Quick = False,
+    out: Out = None,
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+    debug: Debug = False,
+) -> None:
+    """Time the attention kernel on random block lists, one per head and query block."""
+    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
+    run.check()
+    from dit_sparse.bench import kernel as measure
+    from dit_sparse.bench.results import KERNEL_SHAPES, Shape
+
+    at_least(1, heads=heads, head_dim=head_dim)
+    at_least(16, block_q=block_q, block_kv=block_kv)
+    shapes = _shapes(shape, KERNEL_SHAPES, run, heads, head_dim, tokens)
+    if shapes is None:
+        h, d = heads or 12, head_dim or 128
+        shapes = [Shape(_count(n), h, n, d) for n in lengths(tokens or "32k")]
+    cases = [
+        measure.Case(size, share, block_q, block_kv, ratio)
+        for size in shapes
+        for share in numbers(density, "--density", 0, 1)
+        for ratio in numbers(spread, "--spread", 0.999, 1e6)
+    ]
+    run.carry_out("kernel", cases, measure.run, others=not alone)
+
+
+@app.command("method")
+def method(
+    shape: Shapes = None,
+    heads: Heads = None,
+    head_dim: HeadDim = None,
+    tokens: Annotated[
+        str | None,
+        _option("Size", "Own lengths, in whole frames of 30 x 52 tokens: 32k, or 8k..256k."),
+    ] = None,
+    grid: Annotated[
+        str | None, _option("Size", "Own videos: FRAMESxHEIGHTxWIDTH in tokens, e.g. 21x30x52.")
+    ] = None,
+    method: Annotated[
+        str | None, _option("Method", "Comma-separated; default: all that have a budget.")
+    ] = None,
+    keep: Annotated[str, _option("Method", "Budgets, comma-separated; default .1.")] = ".1",
+    set: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    impl: Impl = "auto",
+    seconds: Seconds = 3600,
+    quick: Quick = False,
+    out: Out = None,
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+    debug: Debug = False,
+) -> None:
+    """Time whole methods in the warm state, selection and remainder included, stage by stage."""
+    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
+    run.check()
+    from dit_sparse.bench import method as measure
+    from dit_sparse.bench.results import VIDEO_SHAPES, Shape
+    from dit_sparse.core import Grid
+
+    at_least(1, heads=heads, head_dim=head_dim)
+    shapes = _shapes(shape, VIDEO_SHAPES, run, heads, head_dim, tokens, grid)
+    if shapes is None:
+        videos = sizes(grid, "--grid", "21x30x52") if grid else []
+        videos += [(max(1, round(n / 1560)), 30, 52) for n in lengths(tokens)] if tokens else []
+        videos = videos or [(21, 30, 52)]
+        shapes = [
+            Shape.video("x".join(map(str, v)), heads or 12, head_dim or 128, Grid(*v))
+            for v in videos
+        ]
+    names = [name.strip() for name in method.split(",")] if method else measure.names()
+    budgets, params = numbers(keep, "--keep", 0, 1), _params(set, names if method else [])
+    cases = [
+        measure.Case(size, name, budget, params)
+        for size in shapes
+        for name in names
+        for budget in budgets
+    ]
+    for case in cases:
+        case.build()
+    run.carry_out("method", cases, measure.run)
+
+
+@app.command("step")
+def step(
+    model: Annotated[
+        str | None, _option("Model", "Comma-separated names of architectures; default: all.")
+    ] = None,
+    size: Annotated[
+        str | None, _option("Model", "HEIGHTxWIDTHxFRAMES in pixels; default: as published.")
+    ] = None,
+    tiny: Annotated[
+        bool, _option("Model", "Two narrow layers and a small video: the same code.", "--tiny")
+    ] = False,
+    method: Annotated[
+        str, _option("Method", "Comma-separated; default pisa. Settings: as published.")
+    ] = "pisa",
+    keep: Annotated[float | None, _option("Method", "Another budget than the published.")] = None,
+    set: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    impl: Impl = "auto",
+    seconds: Seconds = 3600,
+    quick: Quick = False,
+    out: Out = None,
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+    debug: Debug = False,
+) -> None:
+    """Time a forward of a real architecture with random weights: dense, sparse, no attention."""
+    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
+    run.check()
+    from dit_sparse.bench import step as measure
+    from dit_sparse.bench.architectures import ARCHITECTURES
+
+    if not run.on_gpu and not tiny and device == "auto":
+        raise ArgumentError(
+            "no GPU found, and a step of a real architecture takes hours on a CPU; use --tiny, or "
+            "--device cpu to insist"
+        )
+    models = named(model, "--model", ARCHITECTURES) if model else list(ARCHITECTURES.values())
+    asked = sizes(size, "--size", "480x832x81") if size else None
+    for height, width, frames in asked or ():
+        if height % 16 or width % 16 or frames % 4 != 1:
+            raise ArgumentError(
+                f"--size {height}x{width}x{frames}: height and width must be multiples of 16 and "
+                "frames 4 k + 1"
+            )
+    names = tuple(name.strip() for name in method.split(","))
+    params = dict(_params(set, list(names)))
+    if keep is not None:
+        params["keep"] = numbers(f"{keep:g}", "--keep", 0, 1)[0]
+    cases = [
+        measure.Case(a, s, names, tuple(params.items()), tiny)
+        for a in models
+        for s in asked or (a.small if tiny else a.sizes)
+    ]
+    for case in cases:
+        for name in names:
+            case.method(name)
+    run.carry_out("step", cases, measure.run)
+
+
+def _shapes(names: str | None, known: dict[str, Any], run: Run, *own: object) -> list[Any] | None:
+    """Return the shapes that were named, the default ones, or None when an own size was given."""
+    if any(value is not None for value in own):
+        if names is not None:
+            raise ArgumentError(f"--shape {names} and an own size: give one of them")
+        return None
+    return named(names or ("A,B,C" if run.on_gpu else "toy"), "--shape", known)
+
+
+def _params(given: list[str] | None, names: list[str]) -> tuple[tuple[str, Any], ...]:
+    """Return the parameters of --set, which need one method to belong to."""
+    if given and len(names) != 1:
+        raise ArgumentError("--set needs one --method: whose parameter is it?")
+    found = dict(parse_setting(text) for text in given or ())
+    if "keep" in found:
+        raise ArgumentError("--set keep=...: use --keep")
+    return tuple((key, as_tuples(value)) for key, value in found.items())
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)

@@ -1,0 +1,205 @@
+"""The benchmark's own arithmetic, and what it refuses to time."""
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dit_sparse.bench import baselines, kernel, method
+from dit_sparse.bench.baselines import Lists
+from dit_sparse.bench.check import NotTimed, check_dense
+from dit_sparse.bench.machine import Timer, facts, read_clocks
+from dit_sparse.bench.results import VIDEO_SHAPES, Limits, Result, Row, Shape, exponent
+from dit_sparse.commands.timing import lengths, within
+from dit_sparse.compute import attend
+from dit_sparse.core import Grid
+from dit_sparse.kernels.attention import block_sparse_attention
+from dit_sparse.kernels.reference import dense_mask
+
+CPU = torch.device("cpu")
+TIMER = Timer(CPU, quick=True, single=True)
+FEW = {"svg2": (("cold_iters", 2),)}
+TINY, SMALL = Shape("tiny", 2, 300, 16), Grid(3, 8, 12)
+
+
+def result(rows, kind="kernel"):
+    return Result(kind, {"device": "d"}, Limits(100.0, 1000.0, 2), ("torch", "test"), rows)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("spread", [1, 3, 1000])
+@pytest.mark.parametrize("blocks", [(64, 32), (128, 48)])
+def test_lists_and_their_density(share, spread, blocks):
+    """The density is that of the token mask; lists are ascending, distinct, as long as asked."""
+    case = kernel.Case(TINY, share, *blocks, spread)
+    lists = kernel.random_lists(case, CPU)
+    n = math.ceil(TINY.tokens / blocks[1])
+    mask = dense_mask(lists.count, lists.index, n)
+    assert torch.equal(mask.sum(-1), lists.count) and (lists.count >= 1).all()
+    tokens = mask.repeat_interleave(blocks[0], 2).repeat_interleave(blocks[1], 3)
+    tokens = tokens[:, :, : TINY.tokens, : TINY.tokens].double()
+    assert kernel.density(lists, TINY.tokens) == pytest.approx(tokens.mean().item(), rel=1e-12)
+    used = torch.arange(lists.index.shape[-1]) < lists.count[..., None]
+    steps = lists.index.diff(dim=-1)[used[..., 1:]]
+    assert (steps > 0).all()
+    mean = share * n
+    bounds = 2 * mean / (1 + spread), 2 * mean * spread / (1 + spread)
+    low, high = (min(n, max(1, round(b))) for b in bounds)
+    assert (lists.count >= low).all() and (lists.count <= high).all()
+
+
+def test_whole_lists_hold_the_same_blocks():
+    lists = kernel.random_lists(kernel.Case(TINY, 0.4, 64, 32, 10), CPU)
+    whole = lists.whole(TINY.tokens)
+    assert whole.shape[-1] == 10
+    assert torch.equal(*(dense_mask(lists.count, i, 10) for i in (whole, lists.index)))
+
+
+def short(*args, **options):
+    """A kernel that forgets the last block of every list."""
+    return block_sparse_attention(*args[:3], args[3] - 1, args[4], **options)
+
+
+def off(*args, **options):
+    """A kernel whose output alone is right."""
+    out, lse = block_sparse_attention(*args, **options)
+    return out, lse + 0.5
+
+
+def nan(*args, **options):
+    out, lse = block_sparse_attention(*args, **options)
+    return out * float("nan"), lse
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("broken", [None, short, off, nan])
+def test_wrong_kernels_are_not_timed(broken, dtype, monkeypatch):
+    if broken:
+        monkeypatch.setattr(kernel, "block_sparse_attention", broken)
+    # long lists: the loss of one block in nineteen shows
+    case = kernel.Case(replace(TINY, tokens=600), 0.95, 32, 32)
+    rows = {row.what: row for row in kernel.run([case], TIMER, dtype, impl="torch")}
+    ours = rows["ours (torch)"]
+    assert ours.wrong == bool(broken) and (ours.ms is None) == bool(broken)
+    assert "wrong output" in ours.why if broken else 0 < ours.error < 1
+    assert rows["flash"].ms and "CUDA" in rows["cudnn"].why and "CUDA" in rows["flex"].why
+
+
+def test_one_row_is_enough():
+    """The worst sampled row decides, not the mean over rows."""
+    x = kernel.draw(replace(TINY, tokens=48), CPU, torch.float32)
+    out = torch.nn.functional.scaled_dot_product_attention(*x)
+    assert check_dense(out, x, "it") < 1
+    out[0, 1, 31] *= 1.01
+    with pytest.raises(NotTimed, match="wrong output: it"):
+        check_dense(out, x, "it")
+
+
+# every part of a kernel call: order, columns by mask and by list, tail, choices of single queries
+@pytest.mark.parametrize("name", ["psa", "pisa", "svg2", "vmoba", "sla"])
+def test_methods_are_checked_and_timed(name, monkeypatch):
+    monkeypatch.setattr(method, "SMALL", SMALL)
+    case = method.Case(Shape.video("v", 1, 16, SMALL), name, 0.3, FEW.get(name, ()))
+    row = list(method.run([case], TIMER, torch.float32, impl="torch"))[-1]
+    assert row.ms and 0 < row.error < 1 and set(row.stages) == set(method.STAGES), row.why
+    plan_density = result([row]).tflops(row) * row.ms * 1e9 / row.shape.flops()
+    assert plan_density == pytest.approx(row.density) and 0.05 < row.density < 0.6
+
+    def bent(*args, **options):
+        out, lse = block_sparse_attention(*args, **options)
+        return (out if options["impl"] == "reference" else out * 1.02), lse
+
+    monkeypatch.setattr(attend, "block_sparse_attention", bent)
+    row = list(method.run([case], TIMER, torch.float32, impl="torch"))[-1]
+    assert row.wrong and row.ms is None and not row.stages and "small video" in row.why
+
+
+def test_text_is_in_the_small_check(monkeypatch):
+    """A method on a video with text is checked with text."""
+    monkeypatch.setattr(method, "SMALL", SMALL)
+    seen = []
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(built, name)
+
+        def compute(self, x, plan, ctx):
+            seen.append(ctx.grid.text)
+            return built.compute(x, plan, ctx)
+
+    built = method.Case(VIDEO_SHAPES["C"], "pisa", 0.2).build()
+    like = torch.empty(0)
+    for name, text in (("C", 17), ("A", 0)):
+        seen.clear()
+        method.verify(Spy(), like, replace(VIDEO_SHAPES[name], head_dim=16), "torch", {})
+        assert set(seen) == {text}
+
+
+def test_ratios():
+    """Against the fastest dense, over kept, the limit, the fit: by hand."""
+    shape = Shape("s", 2, 1000, 50)
+    slow, fast = (Row(shape, n, sparse=False, ms=ms) for n, ms in (("a", 8.0), ("b", 4.0)))
+    row = Row(shape, "m", density=0.25, ms=2.0, stages={"kept": 1.6})
+    done = result([slow, fast, row, Row(shape, "c", sparse=False, why="no")])
+    assert done.against_dense(row) == 2 and done.over_kept(row) == 1.25
+    # 4 * 2 * 1000^2 * 50 * .25 = 1e8 operations
+    assert done.tflops(row) == pytest.approx(0.05)
+    # products 1e8 / 1e14 s = 1 us; bytes 4 * 2 * 1000 * 50 * 2 / 1e12 s = 0.8 us
+    assert done.limits.ms(shape, 0.25) == pytest.approx(1e-3)
+    assert done.limits.ms(shape, 0.01) == pytest.approx(8e-4)
+    line = [Row(Shape("", 1, n, 8), "m", ms=3 * n**1.7) for n in (64, 1000, 30000)]
+    assert exponent(line) == pytest.approx(1.7)
+    assert list(result(line[::-1]).series().values()) == [line] and not result(line[:2]).series()
+    json.dumps(done.to_dict(), allow_nan=False)
+
+
+def test_time_over():
+    cases = [SimpleNamespace(row=Row(TINY, str(i))) for i in range(3)]
+    late = []
+    assert list(within(cases, 3600, late)) == cases and not late
+    assert not list(within(cases, -1, late)) and [row.what for row in late] == ["0", "1", "2"]
+    assert all("--seconds" in row.why for row in late)
+
+
+def test_lengths_and_facts():
+    assert lengths("8k..64k,100") == [8192, 16384, 32768, 65536, 100]
+    assert {"device", "python", "torch", "threads"} <= set(facts(CPU))
+
+
+def test_clocks(tmp_path, monkeypatch):
+    """Numbers come as numbers, what the driver does not know as text; no tool, no facts."""
+    tool = tmp_path / "nvidia-smi"
+    asked = tmp_path / "asked"
+    tool.write_text(f"#!/bin/sh\necho $* > {asked}\necho 570.1.2, 1980, 1980, 2619, [N/A], 41\n")
+    tool.chmod(0o755)
+    properties = SimpleNamespace(uuid="ab-12")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    told = read_clocks(CPU)
+    assert told["driver"] == "570.1.2" and told["clock_mhz"] == 1980 and told["watts"] == "[N/A]"
+    assert "--id=GPU-ab-12" in asked.read_text()
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert read_clocks(CPU) == {}
+
+
+def test_flash4_lists(monkeypatch):
+    """FlashAttention-4 gets every listed block as a full block and none as a masked one."""
+    got = {}
+
+    def forward(q, k, v, block_sparse_tensors):
+        got.update(block_sparse_tensors)
+        return (q,)
+
+    cute = SimpleNamespace(_flash_attn_fwd=forward, BlockSparseTensorsTorch=dict)
+    monkeypatch.setattr(baselines, "_needs_cuda", lambda x: None)
+    monkeypatch.setattr(baselines.importlib, "import_module", lambda name: cute)
+    x = kernel.draw(TINY, CPU, torch.float32)
+    lists = Lists(torch.ones(1, 2, 3, dtype=torch.int32), torch.full((1, 2, 3, 1), 2), 128, 128)
+    assert torch.equal(baselines.flash4_sparse(x, lists)(), x.q)
+    assert not got["mask_block_cnt"].any() and torch.equal(got["full_block_cnt"], lists.count)
+    assert (
+        got["full_block_idx"].shape == (1, 2, 3, 3) and (got["full_block_idx"][..., 0] == 2).all()
+    )

@@ -1,0 +1,87 @@
+"""`dit-sparse bench` on a command line: files, tables, and what it refuses."""
+
+import json
+
+import pytest
+
+from dit_sparse.bench import kernel, plot
+from tests.test_bench import nan
+from tests.test_cli import check, run
+
+KERNEL = ("bench", "kernel", "--quick", "--heads", "1", "--head-dim", "16", "--density", ".3")
+METHOD = ("bench", "method", "--quick", "--grid", "3x8x8", "--heads", "1", "--head-dim", "16")
+
+
+def test_command(tmp_path):
+    """Files are whole and alone in their folder; the table and the JSON tell the same."""
+    out, picture = tmp_path / "k.json", tmp_path / "k.svg"
+    files = ("--out", out, "--plot", picture)
+    shown = run(*KERNEL, "--tokens", "256..1k", "--alone", "--markdown", *files)
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(out.read_text())
+    timed = [row for row in told["rows"] if "ms" in row]
+    assert len(shown.stdout.strip().splitlines()) == len(timed) + 2 == 8
+    assert told["kernel"]["implementation"] == "torch" and told["limits"]["tflops"] > 0
+    assert {e["series"] for e in told["exponents"]} == {"flash", "ours (torch) block 128x128"}
+    assert {row["why"] for row in told["rows"] if "why" in row} == {"needs a CUDA device"}
+    assert picture.read_text().rstrip().endswith("</svg>")
+    assert sorted(tmp_path.iterdir()) == [out, picture]
+
+
+def test_command_method():
+    shown = run(*METHOD, "--method", "draft", "--set", "patch=[4, 4]", "--json")
+    row = json.loads(shown.stdout)["rows"][-1]
+    assert row["settings"] == {"keep": 0.1, "patch": [4, 4]} and row["over_kept"] > 0
+
+
+def test_wrong_output_fails_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel, "block_sparse_attention", nan)
+    shown = run(*KERNEL, "--tokens", "256", "--out", tmp_path / "k.json")
+    assert shown.exit_code == 1 and "wrong output" in shown.stderr.splitlines()[-1]
+    # what was found is on file
+    assert json.loads((tmp_path / "k.json").read_text())["rows"][-3]["wrong"]
+
+
+def test_no_memory(monkeypatch):
+    monkeypatch.setattr(kernel, "free_bytes", lambda device: 1 << 20)
+    check(run(*KERNEL, "--tokens", "4k", "--quiet"), 1, ["nothing was timed", "GiB are free"])
+
+
+def test_no_matplotlib(monkeypatch):
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    check(run(*KERNEL, "--plot", "a.png"), 2, ["matplotlib", "dit-sparse[plot]"])
+
+
+REFUSED = [
+    ([*KERNEL, "--density", "0"], ["--density 0", "above 0"]),
+    ([*KERNEL, "--density", ".5,1.5"], ["--density .5,1.5", "at most 1"]),
+    ([*KERNEL, "--density", "few"], ["--density few", "no number"]),
+    ([*KERNEL, "--tokens", "32m"], ["--tokens 32m", "8k..256k"]),
+    ([*KERNEL, "--tokens", "8k..4k"], ["--tokens 8k..4k"]),
+    ([*KERNEL, "--shape", "A"], ["--shape A", "own size"]),
+    ([*KERNEL, "--spread", ".5"], ["--spread .5"]),
+    ([*KERNEL, "--block-q", "8"], ["--block-q 8", "16"]),
+    ([*KERNEL, "--seconds", "0"], ["--seconds 0"]),
+    ([*KERNEL, "--impl", "cuda"], ["--impl cuda", "triton"]),
+    ([*KERNEL, "--dtype", "int8"], ["--dtype int8", "bfloat16"]),
+    ([*KERNEL, "--device", "tpu"], ["--device tpu", "cuda"]),
+    ([*KERNEL, "--out", "a.txt"], ["--out a.txt", ".json"]),
+    ([*KERNEL, "--out", "/none/a.json"], ["--out", "/none"]),
+    ([*KERNEL, "--plot", "a.gif"], ["--plot a.gif", ".png"]),
+    (["bench", "kernel", "--shape", "D"], ["--shape D", "A, B, C"]),
+    (["bench", "kernel", "--heads", "0"], ["--heads 0"]),
+    (["bench"], ["command"]),
+    ([*METHOD, "--method", "piza"], ["piza", "pisa"]),
+    ([*METHOD, "--method", "dense"], ["dense", "keep"]),
+    ([*METHOD, "--keep", "2"], ["--keep 2", "at most 1"]),
+    ([*METHOD, "--set", "order=1"], ["--set", "--method"]),
+    ([*METHOD, "--method", "pisa", "--set", "order=7"], ["order=7"]),
+    ([*METHOD, "--method", "pisa", "--set", "keep=.3"], ["--set keep", "--keep"]),
+    (["bench", "method", "--grid", "3x8"], ["--grid 3x8", "21x30x52"]),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), REFUSED, ids=str)
+def test_refused(args, words, monkeypatch):
+    monkeypatch.setattr("dit_sparse.bench.machine.measure_limits", None)
+    check(run(*args), 2, words)

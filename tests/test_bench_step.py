@@ -1,0 +1,141 @@
+"""One step of each architecture: published sizes, honest random weights, one warm generation."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+
+import dit_sparse
+from dit_sparse.bench import step
+from dit_sparse.bench.architectures import ARCHITECTURES
+from dit_sparse.bench.machine import Timer
+from dit_sparse.bench.results import WITHOUT
+from dit_sparse.integrations.adapters import adapters
+from dit_sparse.integrations.diffusers import model_name
+from tests.test_cli import check, run
+
+CPU = torch.device("cpu")
+TINY = ("bench", "step", "--tiny", "--quick")
+# billions of parameters as published, and tokens of one self-attention
+SIZES = {
+    "wan2.1-1.3b": (1.42, [21 * 30 * 52]),
+    "wan2.1-14b": (14.29, [21 * 30 * 52, 21 * 45 * 80]),
+    "hunyuanvideo": (12.82, [33 * 45 * 80 + 256]),
+    "cogvideox-5b": (5.57, [13 * 30 * 45 + 226]),
+    "flux.1": (11.90, [64 * 64 + 512]),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Methods are checked on a smaller video, for time's sake."""
+    monkeypatch.setattr("dit_sparse.bench.method.SMALL", dit_sparse.Grid(3, 8, 12))
+
+
+def case(name, methods=("pisa",)):
+    a = ARCHITECTURES[name]
+    return step.Case(a, a.small[0], methods, small=True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_published_sizes(name):
+    a = ARCHITECTURES[name]
+    with torch.device("meta"):
+        model = getattr(diffusers, a.transformer)(**a.config)
+    count = sum(p.numel() for p in model.parameters()) / 1e9
+    assert (round(count, 2), [a.shape(s, False).tokens for s in a.sizes]) == SIZES[name]
+    assert model_name(model) == name, "it would not take its published settings"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_built_on_meta_equals_built_at_once(name):
+    """No buffer is lost, and the step is a step: finite, and not the same whatever the input."""
+    it = case(name)
+    model = it.architecture.build(CPU, torch.float32, True)
+    twin = getattr(diffusers, it.architecture.transformer)(**it.architecture.arguments(True))
+    twin.load_state_dict(model.state_dict())
+    outs = [step.steps(it, m.eval(), CPU, torch.float32)() for m in (model, twin)]
+    assert torch.equal(*outs) and outs[0].isfinite().all() and outs[0].std() > 0
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    again = it.architecture.build(CPU, torch.float32, True)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+def test_all_architectures_run():
+    told = json.loads(run(*TINY, "--json").stdout)
+    for name, a in ARCHITECTURES.items():
+        rows = {r["what"]: r for r in told["rows"] if r["shape"]["name"].startswith(name)}
+        dense, pisa = rows["dense native"], rows["pisa"]
+        assert dense["ms"] > 0 and dense["density"] == 1
+        if a.transformer in adapters():
+            assert rows[WITHOUT]["ms"] > 0 and 0 <= pisa["attention"] < 1
+            assert 0 < pisa["density"] < 1 and pisa["error"] < 1
+        else:
+            assert pisa["why"] == f"no adapter yet for {a.transformer}"
+    profiles = {r["settings"].get("profile") for r in told["rows"] if "settings" in r}
+    assert {"wan2.1-14b--pisa", "flux.1--pisa"} <= profiles
+
+
+def test_calls_are_later_steps_of_one_generation():
+    """Warm state: a clustering method keeps its centroids, and no dense first step is timed."""
+    it = case("wan2.1-14b", ("svg2",))
+    model = it.architecture.build(CPU, torch.float32, True)
+    call, method = step.steps(it, model, CPU, torch.float32), it.method("svg2")[0]
+    assert method.schedule.dense_steps == 0 and method.schedule.dense_layers == 1
+    dit_sparse.enable(model, method)
+    with torch.no_grad():
+        for _ in range(4):
+            call()
+    cells = dit_sparse.report(model).cells
+    assert {(c.step, c.calls) for c in cells} == {(n, 1) for n in range(4)}
+    assert {c.layer for c in cells if c.sparse} == {1}
+
+
+def test_without_attention_is_without():
+    """The step called so returns v in every layer, and the model is whole again afterwards."""
+    it = case("wan2.1-1.3b")
+    model = it.architecture.build(CPU, torch.float32, True)
+    call = step.steps(it, model, CPU, torch.float32)
+    seen = []
+    with torch.no_grad():
+        rows = list(step.run([it], Timer(CPU, single=True), torch.float32))
+        assert [r.what for r in rows] == ["dense native", WITHOUT, "pisa"]
+        dit_sparse.enable(model, step.FREE)
+        for block in model.blocks:
+            block.attn1.to_v.register_forward_hook(lambda m, args, out: seen.append(out))
+            block.attn1.to_out[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        call()
+    assert len(seen) == 4 and all(
+        torch.equal(a, b) for a, b in zip(seen[::2], seen[1::2], strict=True)
+    )
+
+
+def test_dense_only_is_refused():
+    """A method that never ran has no time of its own."""
+    it = case("wan2.1-1.3b", ("draft",))
+    it = step.Case(it.architecture, it.size, ("draft",), (("dense_layers", 2),), True)
+    row = list(step.run([it], Timer(CPU, single=True), torch.float32))[-1]
+    assert row.ms is None and "every call was dense" in row.why
+
+
+REFUSED = [
+    ((*TINY, "--model", "sora"), ["--model sora", "wan2.1-14b"]),
+    ((*TINY, "--size", "480x832"), ["--size 480x832", "480x832x81"]),
+    ((*TINY, "--size", "100x96x9"), ["100x96x9", "multiples of 16"]),
+    ((*TINY, "--method", "piza"), ["piza", "pisa"]),
+    ((*TINY, "--keep", "0"), ["--keep 0", "above 0"]),
+    (("bench", "step"), ["no GPU", "--tiny"]),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), REFUSED, ids=str)
+def test_refused(args, words, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    check(run(*args), 2, words)
+
+
+def test_weights_that_do_not_fit(monkeypatch):
+    monkeypatch.setattr("dit_sparse.bench.architectures.free_bytes", lambda device: 1 << 30)
+    shown = run("bench", "step", "--model", "wan2.1-14b", "--device", "cpu")
+    check(shown, 1, ["nothing was timed", "53.2 GiB", "1.0 GiB are free"])
