@@ -1,5 +1,4 @@
-"""The Triton kernel of block-sparse attention, and the one that tells its programs their query
-tiles.
+"""The Triton kernel of block-sparse attention.
 
 One program per (head, query tile); full key tiles run without any per-element mask, tiles that may
 be short, cross the causal diagonal or be chosen query by query run in a second loop, then the
@@ -9,7 +8,7 @@ columns, then the tail. Launched by block_sparse.py, which states formula, shape
 import triton
 import triton.language as tl
 
-from dit_sparse.kernels._jit import block_range, load_rows, query_tile, scan_list, store_rows
+from dit_sparse.kernels._jit import load_rows, query_tile, scan_list, store_rows
 from dit_sparse.kernels._steps import (
     add_tail,
     chosen_steps,
@@ -137,41 +136,3 @@ def attend_kernel(
     tl.store(lse_ptr + bh.to(tl.int64) * s_q + q_rows, lse, mask=q_rows < q_end)
     out_ptr += b * stride_ob + h * stride_oh
     store_rows(out_ptr, stride_os, q_rows, q_rows < q_end, acc, DIM_V, HEAD_DIM_V)
-
-
-@triton.jit
-def table_kernel(
-    offsets_ptr, count_ptr, table_ptr, stride_fb, stride_fh, heads, rows, length, zero_at, tokens,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, IS_UNIFORM: tl.constexpr,
-):  # fmt: skip
-    """Write the tiles of one query block behind those of all blocks with longer lists.
-
-    table: [B, H, length, 2] int32, (row, first token); unused entries start past every block.
-    """
-    row = tl.program_id(0) % rows
-    bh = tl.program_id(0) // rows
-    b = (bh // heads).to(tl.int64)
-    h = (bh % heads).to(tl.int64)
-    if tl.program_id(0) == 0:
-        tl.store(table_ptr + zero_at, 0)
-    offsets_ptr += b * stride_fb + h * stride_fh
-    count_ptr += bh.to(tl.int64) * rows
-    table_ptr += bh.to(tl.int64) * length * 2
-    at = tl.arange(0, BLOCK)
-    # start, end, work: [BLOCK] of all blocks of this head
-    start, end = block_range(at, offsets_ptr, tokens, SIZE, IS_UNIFORM, at < rows)
-    work = tl.load(count_ptr + at, mask=at < rows, other=-1)
-    tiles = tl.maximum(end - start + TILE - 1, 0) // TILE
-    mine = tl.load(count_ptr + row)
-    before = (work > mine) | ((work == mine) & (at < row))
-    place = tl.sum(tl.where(before, tiles, 0), 0)
-    own = tl.sum(tl.where(at == row, tiles, 0), 0)
-    first = tl.sum(tl.where(at == row, start, 0), 0)
-    for base in range(0, own, 32):
-        i = base + tl.arange(0, 32)
-        keep = (i < own) & (place + i < length)
-        tl.store(table_ptr + (place + i) * 2, i * 0 + row, mask=keep)
-        tl.store(table_ptr + (place + i) * 2 + 1, first + i * TILE, mask=keep)
-    for i in range(tl.sum(tiles, 0) + row, length, rows):
-        tl.store(table_ptr + i * 2, 0)
-        tl.store(table_ptr + i * 2 + 1, 0x7FFFFFFF)

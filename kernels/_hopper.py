@@ -29,7 +29,7 @@ def new_ring(dtype: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAG
     tile: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     bars: gl.constexpr = mbarrier.MBarrierLayout()
-    mail = gl.allocate_shared_memory(gl.int32, [4], flat)
+    mail = gl.allocate_shared_memory(gl.int32, [8], flat)
     q = gl.allocate_shared_memory(dtype, [2, 64, DIM], tile)
     o = gl.allocate_shared_memory(dtype, [2, 64, DIM], tile)
     k = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, DIM], tile)
@@ -54,56 +54,59 @@ def new_ring(dtype: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAG
 
 @gluon.jit
 def hopper_kernel(
-    q_desc, k_desc, v_desc, ck_desc, cv_desc, terms_desc, tail_desc, out_desc, out_ptr, lse_ptr,
-    count_ptr, index_ptr, table_ptr, next_ptr, q_ends_ptr, heads, group, column_group, tail_group,
-    rows, tiles, per_head, s_q, s_kv, blocks, capacity, n_columns, scale, stride_eb, stride_eh,
-    stride_em, stride_ob, stride_oh, stride_os, DIM: gl.constexpr, Q_SIZE: gl.constexpr, SIZE:
-    gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, STAGES: gl.constexpr, RINGS:
-    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, IS_RAGGED: gl.constexpr, HAS_SHORT: gl.constexpr,
-    HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
+    q_desc, k_desc, v_desc, out_desc, ck_desc, cv_desc, terms_desc, tail_desc, out_ptr, lse_ptr,
+    whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr, terms_ptr, cc_ptr, ci_ptr,
+    heads, group, column_group, tail_group, rows, tiles, per_head, s_q, s_kv, capacity, n_columns,
+    column_capacity, scale, stride_eb, stride_eh, stride_em, stride_ob, stride_oh, stride_os, DIM:
+    gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, COLUMN_GROUP:
+    gl.constexpr, STAGES: gl.constexpr, RINGS: gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT:
+    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
 ):  # fmt: skip
+    HAS_TERM: gl.constexpr = HAS_SHORT or HAS_COLUMNS
     ring = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
-    source = (q_desc, k_desc, v_desc, count_ptr, index_ptr, table_ptr, next_ptr, q_ends_ptr)
-    extras = ()
-    if HAS_TAIL:
-        extras = (ck_desc, cv_desc, terms_desc, tail_desc)
-    elif HAS_COLUMNS:
-        extras = (ck_desc, cv_desc, terms_desc, cv_desc)
-    sizes = (
-        heads, group, column_group, tail_group, rows, tiles, per_head, s_q, s_kv, blocks, capacity,
-        n_columns, stride_eb, stride_eh, stride_em,
+    source = (
+        q_desc, k_desc, v_desc, whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr,
     )  # fmt: skip
+    # an absent tensor map cannot stand in a tuple
+    extras = ()
+    if HAS_COLUMNS:
+        terms = q_desc if COLUMN_GROUP else terms_desc
+        extras = (
+            ck_desc, cv_desc, terms, tail_desc if HAS_TAIL else q_desc, n_columns, column_group,
+            tail_group, terms_ptr, cc_ptr, ci_ptr, column_capacity, stride_eb, stride_eh, stride_em,
+        )  # fmt: skip
+    sizes = (heads, group, rows, tiles, per_head, s_q, s_kv, capacity)
     target = (out_desc, out_ptr, lse_ptr)
-    shape = (heads, s_q, n_columns, scale, stride_ob, stride_oh, stride_os)
+    shape = (heads, s_q, scale, stride_ob, stride_oh, stride_os)
     if RINGS == 1:
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, SIZE, BLOCK_N, BOX, STAGES,
-                    RINGS, IS_Q_UNIFORM, IS_RAGGED, HAS_COLUMNS, HAS_TAIL)),
+                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
             ],
             [4, 1],
-            [240, 24],
+            [224, 56],
         )  # fmt: skip
     else:
         other = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_SHORT,
-                    HAS_COLUMNS, HAS_TAIL, FENCE)),
-                (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, SIZE, BLOCK_N, BOX, STAGES,
-                    RINGS, IS_Q_UNIFORM, IS_RAGGED, HAS_COLUMNS, HAS_TAIL)),
-                (produce, (source, extras, other, sizes, 1, DIM, Q_SIZE, SIZE, BLOCK_N, BOX, STAGES,
-                    RINGS, IS_Q_UNIFORM, IS_RAGGED, HAS_COLUMNS, HAS_TAIL)),
+                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
+                    HAS_TAIL, FENCE)),
+                (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
+                (produce, (source, extras, other, sizes, 1, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
             ],
             [4, 4, 4, 1, 1],
             [112, 112, 112, 32, 32],

@@ -1,7 +1,8 @@
 """The producer of the Hopper kernel: a warp that streams query tiles into shared memory.
 
 A step is BLOCK_N keys, fetched in boxes of BOX keys x 64 numbers: narrow blocks share a step, and
-a step's boxes stand where one copy of BLOCK_N rows would have put them.
+a step's boxes stand where one copy of BLOCK_N rows would have put them. What a step adds to its
+logits (-inf where a box is short, the terms of columns) stands in a row beside its keys.
 """
 
 # Gluon's types are those of the compiler
@@ -65,93 +66,136 @@ def fetch_tile(
 
 
 @gluon.jit
-def claim(full, empty, n, BYTES: gl.constexpr, STAGES: gl.constexpr):
-    """Wait until the stage of the n-th tile is free, announce its bytes, and return the stage."""
+def vacant(empty, n, STAGES: gl.constexpr):
+    """Wait until the stage of the n-th tile is free, and return it."""
     stage = n % STAGES
     mbarrier.wait(empty.index(stage), (n // STAGES & 1) ^ 1)
-    mbarrier.expect(full.index(stage), BYTES)
     return stage
 
 
 @gluon.jit
-def listed_ids(
-    list_ptr, count, at, step, SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr
-):
-    """Return the block of each box of a step, whole blocks in list order (anything past them).
-
-    The short last block of the axis, listed at `at` (at `count`: not listed), is left out.
-    """
-    PARTS: gl.constexpr = BLOCK_N // BOX
-    # a tuple of this length: the language has no other list
-    ids = ()
-    for p in gl.static_range(PARTS):
-        entry = (step * PARTS + p) // (SIZE // BOX)
-        place = gl.minimum(entry + (entry >= at).to(gl.int32), count - 1)
-        ids = ids + (gl.load(list_ptr + place, mask=count > 0, other=0),)  # noqa: RUF005
-    return ids
+def fetch_values(
+    desc, full, empty, boxes, n, b, h, starts, BLOCK: gl.constexpr, BOX: gl.constexpr, DIM:
+    gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Fetch the n-th tile of values into its stage once that is free."""
+    stage = vacant(empty, n, STAGES)
+    mbarrier.expect(full.index(stage), BLOCK * DIM * 2)
+    fetch_tile(desc, full, boxes, stage, b, h, starts, BLOCK, BOX, DIM)
 
 
 @gluon.jit
-def box_starts(
-    ids, count, at, step, s_kv, blocks, SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX:
-    gl.constexpr,
-):  # fmt: skip
-    """Return the first key of each box of a step; past the end of the list, s_kv (zeros).
-
-    Whole blocks first, the short last block of the axis last.
-    """
-    PARTS: gl.constexpr = BLOCK_N // BOX
-    PER: gl.constexpr = SIZE // BOX
-    has_last = (at < count).to(gl.int32)
-    starts = ()
+def read_entries(list_ptr, step, count, past, PARTS: gl.constexpr):
+    """Return the list entries of a step's boxes; `past` behind the end of the list."""
+    # a tuple of this length: the language has no other list
+    entries = ()
     for p in gl.static_range(PARTS):
-        box = step * PARTS + p
-        entry = box // PER
-        whole = entry < count - has_last
-        id = gl.where(whole, uniform(ids[p]), blocks - 1)
-        start = gl.where(whole | (entry < count), id * SIZE + (box % PER) * BOX, s_kv)
-        starts = starts + (start,)  # noqa: RUF005
+        at = step * PARTS + p
+        entries = entries + (gl.load(list_ptr + at, mask=at < count, other=past),)  # noqa: RUF005
+    return entries
+
+
+@gluon.jit
+def first_rows(entries, FACTOR: gl.constexpr, SHIFT: gl.constexpr):
+    """Return where each box starts: entry * FACTOR >> SHIFT."""
+    starts = ()
+    for entry in gl.static_range(len(entries)):
+        starts = starts + ((uniform(entries[entry]) * FACTOR) >> SHIFT,)  # noqa: RUF005
     return starts
 
 
 @gluon.jit
-def find_last(list_ptr, count, blocks):
-    """Return where a list holds the last block of the axis, `count` where it does not."""
-    layout: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
-    at = count
-    for base in range(0, count, 128):
-        place = base + gl.arange(0, 128, layout)
-        ids = gl.load(list_ptr + place, mask=place < count, other=-1)
-        at = gl.minimum(at, gl.min(gl.where(ids == blocks - 1, place, count), 0))
-    return at
+def column_steps(extras, place, GROUP: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Return how many groups of columns a row lists, and how many steps its columns take."""
+    n_columns, count_ptr = extras[4], extras[8]
+    shown = n_columns
+    steps = (n_columns + BLOCK_N - 1) // BLOCK_N
+    if GROUP:
+        shown = uniform(gl.load(count_ptr + place))
+        steps = (shown * GROUP + BLOCK_N - 1) // BLOCK_N
+    return shown, steps
+
+
+@gluon.jit
+def feed_columns(
+    extras, memory, ks, vs, b, h, row, place, shown, steps, key, DIM: gl.constexpr, BLOCK_N:
+    gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, HAS_TAIL: gl.constexpr,
+):  # fmt: skip
+    """Stream the columns of a row, all of them or `shown` listed groups, and the tail."""
+    (
+        ck_desc, cv_desc, terms_desc, tail_desc, n_columns, group, tail_group, terms_ptr,
+        _count_ptr, index_ptr, capacity, stride_b, stride_h, stride_m,
+    ) = extras  # fmt: skip
+    k_smem, v_smem, t_smem = memory[3], memory[4], memory[5]
+    k_full, k_empty, v_full, v_empty = memory[8], memory[9], memory[10], memory[11]
+    BOX: gl.constexpr = GROUP if GROUP else BLOCK_N
+    CHUNKS: gl.constexpr = DIM // 64
+    PARTS: gl.constexpr = BLOCK_N // BOX
+    k_boxes = as_boxes(k_smem, STAGES * CHUNKS * PARTS, BOX)
+    v_boxes = as_boxes(v_smem, STAGES * CHUNKS * PARTS, BOX)
+    terms = as_rows(t_smem, STAGES, BLOCK_N)
+    hc = h // group
+    # in rows of the terms, each of a whole number of steps
+    line = b * stride_b + h * stride_h + row * stride_m
+    if GROUP:
+        list_ptr = index_ptr + place * capacity
+        terms_ptr += line.to(gl.int64) * ((n_columns + BLOCK_N - 1) // BLOCK_N * BLOCK_N)
+    for step in range(0, steps):
+        stage = vacant(k_empty, ks + step, STAGES)
+        starts = (step * BLOCK_N,)
+        if GROUP:
+            past = (n_columns + GROUP - 1) // GROUP
+            starts = first_rows(read_entries(list_ptr, step, shown, past, PARTS), GROUP, 0)
+            at = step * PARTS + key // GROUP
+            listed = gl.load(list_ptr + at, mask=at < shown, other=past)
+            column = listed * GROUP + key % GROUP
+            live = column < n_columns
+            term = gl.load(terms_ptr + column, mask=live, other=float("-inf"))
+            t_smem.index(stage).store(term)
+            meet()
+            mbarrier.expect(k_full.index(stage), BLOCK_N * DIM * 2)
+        else:
+            mbarrier.expect(k_full.index(stage), BLOCK_N * DIM * 2 + BLOCK_N * 4)
+            fetch(terms_desc, [line, step * BLOCK_N], k_full.index(stage), terms.index(stage))
+        fetch_tile(ck_desc, k_full, k_boxes, stage, b, hc, starts, BLOCK_N, BOX, DIM)
+        fetch_values(
+            cv_desc, v_full, v_empty, v_boxes, vs + step, b, hc, starts, BLOCK_N, BOX, DIM, STAGES
+        )
+    if HAS_TAIL:
+        # one more tile of values: [DIM, DIM], and BLOCK_N is DIM
+        whole = as_boxes(v_smem, STAGES * CHUNKS, BLOCK_N)
+        fetch_values(
+            tail_desc, v_full, v_empty, whole, vs + steps, b, h // tail_group, (0,), BLOCK_N,
+            BLOCK_N, DIM, STAGES,
+        )  # fmt: skip
 
 
 @gluon.jit
 def produce(
-    source, extras, memory, sizes, ring, DIM: gl.constexpr, Q_SIZE: gl.constexpr, SIZE:
-    gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, STAGES: gl.constexpr, RINGS:
-    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, IS_RAGGED: gl.constexpr, HAS_COLUMNS: gl.constexpr,
+    source, extras, memory, sizes, ring, DIM: gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N:
+    gl.constexpr, BOX: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, RINGS:
+    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT: gl.constexpr, HAS_COLUMNS: gl.constexpr,
     HAS_TAIL: gl.constexpr,
 ):  # fmt: skip
     """Take one query tile after another from the counter and stream what its consumers need.
 
-    mail: [4] int32 = (batch * heads + head or STOP, first query, past-the-end query, kept keys).
+    mail: [8] int32 = (batch * heads + head or STOP, first query, past-the-end query, steps without
+    and with an addend of kept keys, steps of columns).
     """
-    q_desc, k_desc, v_desc, count_ptr, index_ptr, table_ptr, next_ptr, q_ends_ptr = source
+    q_desc, k_desc, v_desc, whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr = source
     (
         mail, q_smem, _o_smem, k_smem, v_smem, t_smem, q_full, q_empty, k_full, k_empty, v_full,
         v_empty,
     ) = memory  # fmt: skip
-    (
-        heads, group, column_group, tail_group, rows, tiles, per_head, s_q, s_kv, blocks, capacity,
-        n_columns, stride_eb, stride_eh, stride_em,
-    ) = sizes  # fmt: skip
+    heads, group, rows, tiles, per_head, s_q, s_kv, capacity = sizes
     BYTES: gl.constexpr = BLOCK_N * DIM * 2
     CHUNKS: gl.constexpr = DIM // 64
-    slot = gl.arange(0, 4, gl.BlockedLayout([1], [32], [1], [0]))
+    PARTS: gl.constexpr = BLOCK_N // BOX
+    slot = gl.arange(0, 8, gl.BlockedLayout([1], [32], [1], [0]))
+    key = gl.arange(0, BLOCK_N, gl.BlockedLayout([BLOCK_N // 32], [32], [1], [0]))
     q_boxes = as_boxes(q_smem, 2 * CHUNKS, 64)
-    k_boxes = as_boxes(k_smem, STAGES * CHUNKS * (BLOCK_N // BOX), BOX)
-    v_boxes = as_boxes(v_smem, STAGES * CHUNKS * (BLOCK_N // BOX), BOX)
+    k_boxes = as_boxes(k_smem, STAGES * CHUNKS * PARTS, BOX)
+    v_boxes = as_boxes(v_smem, STAGES * CHUNKS * PARTS, BOX)
     turn = 0
     ks = 0
     vs = 0
@@ -166,64 +210,56 @@ def produce(
         if IS_Q_UNIFORM:
             end = gl.minimum(row * Q_SIZE + Q_SIZE, s_q)
         else:
-            end = uniform(gl.load(q_ends_ptr + bh * (rows + 1) + row))
+            end = uniform(gl.load(ends_ptr + bh * (rows + 1) + row))
         if start < end:
             place = (bh * rows + row).to(gl.int64)
-            list_ptr = index_ptr + place * capacity
-            count = uniform(gl.minimum(gl.load(count_ptr + place), capacity))
-            at = count
-            keys = count * SIZE
-            if IS_RAGGED:
-                at = uniform(find_last(list_ptr, count, blocks))
-                keys = gl.where(at < count, keys - (blocks * SIZE - s_kv), keys)
+            list_ptr = boxes_ptr + place * capacity
+            count = uniform(gl.load(count_ptr + place))
+            whole = uniform(gl.load(whole_ptr + place)) // PARTS
+            kept = (count + PARTS - 1) // PARTS
+            shown = 0
+            columns = 0
+            if HAS_COLUMNS:
+                shown, columns = column_steps(extras, place, GROUP, BLOCK_N)
             mbarrier.wait(q_empty, (turn & 1) ^ 1)
-            letter = gl.where(slot == 0, bh, gl.where(slot == 1, start, keys))
-            mail.store(gl.where(slot == 2, end, letter))
+            letter = gl.where(slot == 0, bh, gl.where(slot == 1, start, end))
+            letter = gl.where(slot == 3, whole, gl.where(slot == 4, kept, letter))
+            mail.store(gl.where(slot == 5, columns, letter))
             meet()
             mbarrier.expect(q_full, 2 * 64 * DIM * 2)
             for half in gl.static_range(2):
                 for c in gl.static_range(CHUNKS):
-                    at_q = [b, h, start + half * 64, c * 64]
-                    fetch(q_desc, at_q, q_full, q_boxes.index(half * CHUNKS + c))
+                    corner = [b, h, start + half * 64, c * 64]
+                    fetch(q_desc, corner, q_full, q_boxes.index(half * CHUNKS + c))
             turn += 1
             hk = h // group
-            ids = listed_ids(list_ptr, count, at, 0, SIZE, BLOCK_N, BOX)
-            for step in range(0, (keys + BLOCK_N - 1) // BLOCK_N):
-                starts = box_starts(ids, count, at, step, s_kv, blocks, SIZE, BLOCK_N, BOX)
+            entries = read_entries(list_ptr, 0, count, s_kv * 256, PARTS)
+            for step in range(0, kept):
+                starts = first_rows(entries, 1, 8)
                 # on their way while this step waits for room
-                ids = listed_ids(list_ptr, count, at, step + 1, SIZE, BLOCK_N, BOX)
-                stage = claim(k_full, k_empty, ks, BYTES, STAGES)
+                entries = read_entries(list_ptr, step + 1, count, s_kv * 256, PARTS)
+                stage = vacant(k_empty, ks, STAGES)
+                if HAS_SHORT:  # noqa: SIM102 - a constant decides what is compiled
+                    if step >= whole:
+                        at = step * PARTS + key // BOX
+                        size = gl.load(list_ptr + at, mask=at < count, other=0) & 255
+                        t_smem.index(stage).store(gl.where(key % BOX < size, 0.0, float("-inf")))
+                        meet()
+                mbarrier.expect(k_full.index(stage), BYTES)
                 fetch_tile(k_desc, k_full, k_boxes, stage, b, hk, starts, BLOCK_N, BOX, DIM)
+                fetch_values(
+                    v_desc, v_full, v_empty, v_boxes, vs, b, hk, starts, BLOCK_N, BOX, DIM, STAGES
+                )
                 ks += 1
-                stage = claim(v_full, v_empty, vs, BYTES, STAGES)
-                fetch_tile(v_desc, v_full, v_boxes, stage, b, hk, starts, BLOCK_N, BOX, DIM)
                 vs += 1
             if HAS_COLUMNS:
-                ck_desc, cv_desc, terms_desc, tail_desc = extras
-                ck_boxes = as_boxes(k_smem, STAGES * CHUNKS, BLOCK_N)
-                cv_boxes = as_boxes(v_smem, STAGES * CHUNKS, BLOCK_N)
-                terms = as_rows(t_smem, STAGES, BLOCK_N)
-                hc = h // column_group
-                line = b * stride_eb + h * stride_eh + row * stride_em
-                for first in range(0, n_columns, BLOCK_N):
-                    stage = claim(k_full, k_empty, ks, BYTES + BLOCK_N * 4, STAGES)
-                    fetch(terms_desc, [line, first], k_full.index(stage), terms.index(stage))
-                    fetch_tile(
-                        ck_desc, k_full, ck_boxes, stage, b, hc, (first,), BLOCK_N, BLOCK_N, DIM
-                    )
-                    ks += 1
-                    stage = claim(v_full, v_empty, vs, BYTES, STAGES)
-                    fetch_tile(
-                        cv_desc, v_full, cv_boxes, stage, b, hc, (first,), BLOCK_N, BLOCK_N, DIM
-                    )
-                    vs += 1
+                feed_columns(
+                    extras, memory, ks, vs, b, h, row, place, shown, columns, key, DIM, BLOCK_N,
+                    GROUP, STAGES, HAS_TAIL,
+                )  # fmt: skip
+                ks += columns
+                vs += columns
                 if HAS_TAIL:
-                    # one more tile of values: [DIM, DIM], and BLOCK_N is DIM
-                    stage = claim(v_full, v_empty, vs, BYTES, STAGES)
-                    fetch_tile(
-                        tail_desc, v_full, cv_boxes, stage, b, h // tail_group, (0,), BLOCK_N,
-                        BLOCK_N, DIM,
-                    )  # fmt: skip
                     vs += 1
         tile = uniform(following)
     mbarrier.wait(q_empty, (turn & 1) ^ 1)

@@ -51,7 +51,7 @@ def _rescale_constraints(n):
 def read_mail(mail, slot: gl.constexpr):
     """Return one number of `mail` to all threads of a consumer."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    at = gl.arange(0, 4, layout)
+    at = gl.arange(0, 8, layout)
     return uniform(gl.sum(gl.where(at == slot, mail.load(layout), 0), 0))
 
 
@@ -83,27 +83,16 @@ def rescale(acc, alpha, PACK: gl.constexpr):
 
 
 @gluon.jit
-def step_term(t_smem, stage, limit, is_column, BLOCK_N: gl.constexpr, HAS_COLUMNS: gl.constexpr):
-    """Return the addend [BLOCK_N] of a step's logits: that of its columns, or -inf from `limit`."""
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    layout: gl.constexpr = gl.SliceLayout(0, s_layout)
-    term = gl.where(gl.arange(0, BLOCK_N, layout) < limit, 0.0, float("-inf"))
-    if HAS_COLUMNS:
-        term = gl.where(is_column, t_smem.index(stage).load(layout), term)
-    return term
-
-
-@gluon.jit
 def advance(
     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full, v_empty, ks, vs,
-    qk_scale, limit, is_column, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-    HAS_TERM: gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
+    qk_scale, is_column, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HAS_TERM:
+    gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
 ):  # fmt: skip
     """Multiply the weights of the step before by its values while this step's logits are made, and
     return this step's weights.
 
-    ks, vs: steps of keys and of values so far. HAS_TERM: the keys from `limit` on are hidden, or
-    the step is one of columns and t_smem adds to its logits.
+    ks, vs: steps of keys and of values so far. HAS_TERM: the row beside the keys adds to the
+    logits.
     """
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
@@ -118,7 +107,7 @@ def advance(
     s = warpgroup_mma_wait(1, deps=[s])
     term = gl.zeros([BLOCK_N], gl.float32, gl.SliceLayout(0, s_layout))
     if HAS_TERM:
-        term = step_term(t_smem, k_stage, limit, is_column, BLOCK_N, HAS_COLUMNS)
+        term = t_smem.index(k_stage).load(gl.SliceLayout(0, s_layout))
     mbarrier.arrive(k_empty.index(k_stage))
     w, alpha, peak, total, row_sum = weigh(s, peak, total, qk_scale, term, HAS_TERM)
     if HAS_TAIL and HAS_TERM:
@@ -191,20 +180,19 @@ def finish(
 @gluon.jit
 def consume(
     target, memory, sizes, HALF: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES:
-    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT: gl.constexpr, HAS_COLUMNS: gl.constexpr,
-    HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
+    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_TERM: gl.constexpr, HAS_TAIL: gl.constexpr,
+    FENCE: gl.constexpr,
 ):  # fmt: skip
     """Attend for 64 rows of every query tile that `mail` announces: four warps."""
     (
         mail, q_smem, _o_smem, k_smem, v_smem, t_smem, q_full, _q_empty, k_full, k_empty, v_full,
         v_empty,
     ) = memory  # fmt: skip
-    heads, s_q, n_columns, scale, stride_ob, stride_oh, stride_os = sizes
+    heads, s_q, scale, stride_ob, stride_oh, stride_os = sizes
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
-    HAS_TERM: gl.constexpr = HAS_SHORT or HAS_COLUMNS
     qk_scale = scale * 1.4426950408889634
     q = q_smem.index(HALF)
     turn = 0
@@ -215,12 +203,9 @@ def consume(
     while bh >= 0:
         start = read_mail(mail, 1) + HALF * 64
         end = read_mail(mail, 2)
-        keys = read_mail(mail, 3)
-        whole = keys // BLOCK_N
-        kept = (keys + BLOCK_N - 1) // BLOCK_N
-        steps = kept
-        if HAS_COLUMNS:
-            steps = kept + (n_columns + BLOCK_N - 1) // BLOCK_N
+        whole = read_mail(mail, 3)
+        kept = read_mail(mail, 4)
+        steps = kept + read_mail(mail, 5)
         acc = gl.zeros([64, DIM], gl.float32, o_layout)
         total = gl.zeros([64], gl.float32, row_layout)
         mass = gl.zeros([64], gl.float32, row_layout)
@@ -237,7 +222,7 @@ def consume(
             s = warpgroup_mma_wait(0, deps=[s])
             term = gl.zeros([BLOCK_N], gl.float32, gl.SliceLayout(0, s_layout))
             if HAS_TERM:
-                term = step_term(t_smem, stage, keys, kept == 0, BLOCK_N, HAS_COLUMNS)
+                term = gl.where(whole == 0, t_smem.index(stage).load(term.type.layout), term)
             mbarrier.arrive(k_empty.index(stage))
             w, _alpha, peak, total, row_sum = weigh(s, peak, total, qk_scale, term, HAS_TERM)
             if HAS_TAIL:
@@ -247,8 +232,7 @@ def consume(
             for _ in range(1, whole):
                 acc, p, total, peak, mass = advance(
                     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full,
-                    v_empty, ks, vs, qk_scale, 0, False, DIM, BLOCK_N, STAGES, False, HAS_COLUMNS,
-                    HAS_TAIL, FENCE,
+                    v_empty, ks, vs, qk_scale, False, DIM, BLOCK_N, STAGES, False, HAS_TAIL, FENCE,
                 )  # fmt: skip
                 ks += 1
                 vs += 1
@@ -256,8 +240,8 @@ def consume(
                 for step in range(gl.maximum(whole, 1), steps):
                     acc, p, total, peak, mass = advance(
                         acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty,
-                        v_full, v_empty, ks, vs, qk_scale, keys - step * BLOCK_N, step >= kept,
-                        DIM, BLOCK_N, STAGES, True, HAS_COLUMNS, HAS_TAIL, FENCE,
+                        v_full, v_empty, ks, vs, qk_scale, step >= kept, DIM, BLOCK_N, STAGES, True,
+                        HAS_TAIL, FENCE,
                     )  # fmt: skip
                     ks += 1
                     vs += 1

@@ -23,10 +23,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dit_sparse.kernels import _tune
-from dit_sparse.kernels._attend import attend_kernel, table_kernel
+from dit_sparse.kernels._attend import attend_kernel
 from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, per_head
 from dit_sparse.kernels.passes import column_terms
-from dit_sparse.kernels.tiling import mean_size, query_tiles, table_length
+from dit_sparse.kernels.tables import query_table
+from dit_sparse.kernels.tiling import mean_size
 
 
 @functools.cache
@@ -51,35 +52,6 @@ def describe(x: Tensor, block: int, head_dim: int) -> TensorDescriptor | None:
     if not aligned:
         return None
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, block, head_dim])
-
-
-def query_table(
-    offsets: Tensor | None, kv_count: Tensor, tokens: int, tile: int, size: int = 0
-) -> Tensor:
-    """Return the query tiles of all heads, longest lists first, and one zero to count with.
-
-    offsets: [B, H, M + 1] int32, or None for blocks of `size`. Returns int32 [B * H * T * 2 + 1]:
-    (row, first token) per tile, unused ones last, then the zero. Sorting by comparison is
-    quadratic: many blocks go unsorted.
-    """
-    batch, heads, rows = kv_count.shape
-    length = rows * -(-size // tile) if offsets is None else table_length(tokens, rows, tile)
-    if rows > 4096:
-        if offsets is None:
-            edges = torch.arange(rows + 1, device=kv_count.device) * size
-            offsets = edges.clamp(max=tokens).expand(batch, heads, -1)
-        row, first = query_tiles(offsets, tokens, tile)
-        unused = row == rows
-        tiles = torch.stack((row.where(~unused, 0), first.where(~unused, 2**31 - 1)), -1).int()
-        return torch.nn.functional.pad(tiles.flatten(), (0, 1))
-    table = torch.empty(batch * heads * length * 2 + 1, dtype=torch.int32, device=kv_count.device)
-    table_kernel[(batch * heads * rows,)](
-        kv_count if offsets is None else offsets, kv_count, table,
-        *(kv_count if offsets is None else offsets).stride()[:2], heads, rows, length,
-        batch * heads * length * 2, tokens, TILE=tile, BLOCK=_tune.power_of_2(rows), SIZE=size,
-        IS_UNIFORM=offsets is None, num_warps=4,
-    )  # fmt: skip
-    return table
 
 
 def block_sparse_attention(

@@ -1,9 +1,9 @@
 """Block-sparse attention on Hopper GPUs: the launcher of the Gluon kernel.
 
-The same formula and arguments as attention.py. Users: every method whose blocks fit, chosen by
-block_sparse.py. Limits (`why_not` names them): compute capability 9.0, 2-byte numbers, head dims
-64 and 128, query blocks of whole tiles of 128 or of any size, equal key blocks of whole boxes of
-64, no causal mask, no choice by single queries, no listed columns.
+The same formula and arguments as attention.py, which chooses it wherever `why_not` is empty.
+Limits: compute capability 9.0, 2-byte numbers, head dims 64 and 128, query blocks of whole tiles
+of 128 or given by offsets, no causal mask, no choice by single queries, listed columns in groups
+of 8 to 64.
 The Gluon language is experimental: Triton versions that were not tested run the portable kernel.
 """
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dit_sparse.kernels.contract import Columns, Cut, allocate, as_cut, per_head
 from dit_sparse.kernels.passes import column_terms
+from dit_sparse.kernels.tables import key_boxes, query_table
+from dit_sparse.kernels.tiling import mean_size
 
 # versions whose compiler was seen to build the kernel; run and timed: 3.6
 TESTED = ("3.6", "3.7", "3.8", "3.9")
@@ -27,13 +29,15 @@ TILE = 128  # queries
 
 @dataclass(frozen=True)
 class Config:
-    """Keys a step, stages of each ring, rings a program, and whether a wait that never waits keeps
-    the assembler from moving the real one (see _hopper_fold.advance)."""
+    """Keys a step, stages of each ring, rings a program, whether a wait that never waits keeps the
+    assembler from moving the real one (see _hopper_fold.advance), and the keys of a box, 0 to
+    choose by block size."""
 
     block_n: int
     stages: int
     rings: int
     fence: bool
+    box: int = 0
 
 
 # head dim -> configuration; measured on one H200, Triton 3.6, at densities .5 / .25 / .1 / .05:
@@ -72,11 +76,14 @@ def why_not(
          q.shape[-1] == v.shape[-1] and q.shape[-1] in (64, 128)),
         (f"query blocks of {q_cut.size} are not whole tiles of {TILE}",
          q_cut.offsets is not None or q_cut.size % TILE == 0),
-        ("key blocks differ in size", kv_cut.offsets is None),
-        (f"key blocks of {kv_cut.size} are not whole boxes of 64", kv_cut.size % 64 == 0),
+        ("query blocks have fewer than 64 tokens on average",
+         q_cut.offsets is None or mean_size(q_cut, q.shape[2]) >= 64),
+        ("key blocks have fewer than 16 tokens on average", mean_size(kv_cut, k.shape[2]) >= 16),
+        (f"{k.shape[2]} keys are 2^23 or more", k.shape[2] < 2**23),
         ("a causal mask", not causal),
         ("queries choose for themselves", row_mask is None),
-        ("columns are listed", columns is None or columns.count is None),
+        ("listed columns come in other groups than of 8 to 64 columns, a power of two",
+         columns is None or columns.count is None or columns.group in (8, 16, 32, 64)),
         ("a tensor is not aligned to 16 bytes", all(_aligned(x) for x in tensors)),
     )  # fmt: skip
     return next((text for text, ok in rules if text and not ok), "")
@@ -100,18 +107,15 @@ def _describe(x: Tensor, rows: int):
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, 64], layout)
 
 
-def _describe_terms(terms: Tensor, width: int):
-    """Return a tensor map over the rows of terms [B, H, M, C] that are stored, and the strides of
-    b, h and m in such rows."""
+def _describe_rows(terms: Tensor, width: int):
+    """Return a tensor map over the stored rows of terms [B, H, M, C], boxes of `width` of a row."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    length = terms.shape[-1]
     stored = [n if s else 1 for n, s in zip(terms.shape[:3], terms.stride()[:3], strict=True)]
-    rows = terms.as_strided((stored[0] * stored[1] * stored[2], length), (length, 1))
-    layout = NVMMASharedLayout(0, 32, 2)
-    strides = [s // length for s in terms.stride()[:3]]
-    return TensorDescriptor.from_tensor(rows, [1, width], layout), strides
+    rows, length = stored[0] * stored[1] * stored[2], terms.shape[-1]
+    flat = terms.as_strided((rows, length), (length, 1))
+    return TensorDescriptor.from_tensor(flat, [1, width], NVMMASharedLayout(0, 32, 2))
 
 
 def block_sparse_attention(
@@ -129,49 +133,58 @@ def block_sparse_attention(
     if reason:
         raise ValueError(f"impl='hopper' cannot run: {reason}")
     from dit_sparse.kernels._hopper import hopper_kernel
-    from dit_sparse.kernels.block_sparse import query_table
 
+    config = config or _TABLE[q.shape[-1]]
     batch, heads, s_q, dim = q.shape
-    kv_heads, s_kv = k.shape[1], k.shape[2]
-    rows, size = kv_count.shape[2], kv_cut.size
-    config = config or _TABLE[dim]
-    block_n, rings = config.block_n, config.rings
-    box = block_n if size % block_n == 0 else 64
-    kv_count, kv_index = kv_count.contiguous(), kv_index.contiguous()
+    kv_heads, s_kv, rows = k.shape[1], k.shape[2], kv_count.shape[2]
+    box = config.box or _box(kv_cut, config.block_n)
+    whole, count, boxes = key_boxes(kv_cut, kv_count.contiguous(), kv_index.contiguous(), s_kv, box)
     out, lse = allocate(q, dim)
-    uniform = q_cut.offsets is None
-    if uniform:
-        offsets = None
-        ends = kv_count
-    else:
+    offsets, ends = None, count
+    if q_cut.offsets is not None:
         offsets = per_head(q_cut.offsets.contiguous(), batch, heads).contiguous()
         ends = offsets[..., 1:]
         # tokens outside every block
         out.zero_()
         lse.fill_(float("-inf"))
-    table = query_table(offsets, kv_count, s_q, TILE, q_cut.size)
-    per = (table.numel() - 1) // (2 * batch * heads)
-    tiles = batch * heads * per
-    k_desc, v_desc = _describe(k, box), _describe(v, box)
-    ck, strides, t = k, (0, 0, 0), k
+    table = query_table(offsets, count, s_q, TILE, q_cut.size)
+    tiles = (table.numel() - 1) // 2
+    ck, cc, ci, terms, strides, t, group = k, count, boxes, lse, (0, 0, 0), k, 0
     ck_desc = cv_desc = terms_desc = tail_desc = None
     if columns is not None:
-        ck = columns.k
-        ck_desc, cv_desc = _describe(ck, block_n), _describe(columns.v, block_n)
-        terms_desc, strides = _describe_terms(column_terms(columns, heads, rows, block_n), block_n)
+        ck, group = columns.k, columns.group if columns.count is not None else 0
+        terms = column_terms(columns, heads, rows, config.block_n)
+        strides = [s // terms.shape[-1] for s in terms.stride()[:3]]
+        ck_desc = _describe(ck, group or config.block_n)
+        cv_desc = _describe(columns.v, group or config.block_n)
+        if columns.count is not None and columns.index is not None:
+            cc, ci = columns.count.contiguous(), columns.index.contiguous()
+        else:
+            terms_desc = _describe_rows(terms, config.block_n)
     if tail is not None:
         t = tail.to(q.dtype).contiguous()
-        tail_desc = _describe(t, block_n)
+        tail_desc = _describe(t, config.block_n)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count
-    hopper_kernel[(min(programs, -(-tiles // rings)),)](
-        _describe(q, 64), k_desc, v_desc, ck_desc, cv_desc, terms_desc, tail_desc,
-        _describe(out, 64), out, lse, kv_count, kv_index, table, table[2 * tiles :], ends, heads,
-        heads // kv_heads, heads // ck.shape[1], heads // t.shape[1], rows, tiles, per, s_q, s_kv,
-        kv_cut.count(s_kv), kv_index.shape[-1], ck.shape[2], scale or dim**-0.5, *strides,
-        *out.stride()[:3], DIM=dim, Q_SIZE=q_cut.size if uniform else TILE, SIZE=size,
-        BLOCK_N=block_n, BOX=box, STAGES=config.stages, RINGS=rings, IS_Q_UNIFORM=uniform,
-        IS_RAGGED=s_kv % size != 0, HAS_SHORT=s_kv % size != 0 or size % block_n != 0,
+    hopper_kernel[(min(programs, -(-tiles // config.rings)),)](
+        _describe(q, 64), _describe(k, box), _describe(v, box), _describe(out, 64), ck_desc,
+        cv_desc, terms_desc, tail_desc, out, lse, whole, count, boxes, table, table[2 * tiles :],
+        ends, terms, cc, ci, heads, heads // kv_heads, heads // ck.shape[1], heads // t.shape[1],
+        rows, tiles, tiles // (batch * heads), s_q, s_kv, boxes.shape[3], ck.shape[2],
+        ci.shape[-1], scale or dim**-0.5, *strides, *out.stride()[:3], DIM=dim,
+        Q_SIZE=q_cut.size if offsets is None else TILE, BLOCK_N=config.block_n, BOX=box,
+        COLUMN_GROUP=group, STAGES=config.stages, RINGS=config.rings, IS_Q_UNIFORM=offsets is None,
+        HAS_SHORT=kv_cut.offsets is not None or s_kv % kv_cut.size != 0 or box != config.block_n,
         HAS_COLUMNS=columns is not None, HAS_TAIL=tail is not None, FENCE=config.fence, num_warps=4,
-        maxnreg=168 if rings == 1 else 96,
+        maxnreg=168 if config.rings == 1 else 96,
     )  # fmt: skip
     return out, lse
+
+
+def _box(cut: Cut, block_n: int) -> int:
+    """Return how many keys to fetch at once: as many as divide a block, at least 16."""
+    box = block_n
+    while cut.offsets is not None or cut.size % box:
+        box //= 2
+        if box == 16:
+            break
+    return box

@@ -15,27 +15,30 @@ from dit_sparse.kernels._hopper import hopper_kernel
 
 # fmt: off
 VARIANTS = (
-    {"DIM": 128, "BLOCK_N": 128, "BOX": 64, "STAGES": 2, "RINGS": 1, "columns": True, "tail": True,
-     "IS_Q_UNIFORM": False},
-    {"DIM": 64, "BLOCK_N": 64, "BOX": 64, "STAGES": 4, "RINGS": 2, "columns": False, "tail": False,
-     "IS_Q_UNIFORM": True},
+    {"DIM": 128, "BLOCK_N": 128, "BOX": 128, "STAGES": 2, "RINGS": 1, "columns": 0, "tail": True,
+     "HAS_SHORT": False, "IS_Q_UNIFORM": True},
+    {"DIM": 128, "BLOCK_N": 128, "BOX": 16, "STAGES": 2, "RINGS": 1, "columns": 16, "tail": False,
+     "HAS_SHORT": True, "IS_Q_UNIFORM": False},
+    {"DIM": 64, "BLOCK_N": 64, "BOX": 64, "STAGES": 4, "RINGS": 2, "columns": None, "tail": False,
+     "HAS_SHORT": True, "IS_Q_UNIFORM": True},
 )
 # fmt: on
 
 
 def build(columns, tail, **flags):
-    """Return the kernel compiled for compute capability 9.0."""
+    """Return the kernel compiled for compute capability 9.0; columns: None, 0 for columns that all
+    see, or the size of listed groups."""
     block, tile = flags["BLOCK_N"], repr(NVMMASharedLayout(128, 16, 4))
     boxes = {"q": 64, "out": 64, "k": flags["BOX"], "v": flags["BOX"]}
-    boxes |= dict.fromkeys(("ck", "cv"), block) if columns else {}
+    boxes |= {} if columns is None else dict.fromkeys(("ck", "cv"), columns or block)
     boxes |= {"tail": block} if tail else {}
     types = {f"{n}_desc": f"tensordesc<bf16[1, 1, {rows}, 64],{tile}>" for n, rows in boxes.items()}
-    if columns:
+    if columns == 0:
         types["terms_desc"] = f"tensordesc<fp32[1, {block}],{NVMMASharedLayout(0, 32, 2)!r}>"
-    types |= {"out_ptr": "*bf16", "lse_ptr": "*fp32", "scale": "fp32"}
+    types |= {"out_ptr": "*bf16", "lse_ptr": "*fp32", "terms_ptr": "*fp32", "scale": "fp32"}
     constants = {
-        "Q_SIZE": 128, "SIZE": flags["BOX"], "IS_RAGGED": True, "HAS_SHORT": True, "FENCE": True,
-        "HAS_COLUMNS": columns, "HAS_TAIL": tail, **flags,
+        "Q_SIZE": 128, "FENCE": True, "COLUMN_GROUP": columns or 0, "HAS_TAIL": tail,
+        "HAS_COLUMNS": columns is not None, **flags,
     }  # fmt: skip
     names = list(inspect.signature(hopper_kernel.fn).parameters)
     for name in names:

@@ -29,6 +29,14 @@ ROWS = {
     "d 64": {"d": 64},
     "d 64, all": {"d": 64, "kv_blocks": 64, "s_kv": 777, "columns": 70, "tail": True, "gain": 4.0,
         "strided": True, "q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2))},
+    "unequal keys": {"kv_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)), "keep": 0.7},
+    "clusters": {"q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)), "columns": 33, "tail":
+        True, "kv_blocks": Cut(90, offsets([70, 31, 90, 16, 45, 0, 64, 17, 80, 48], 2)),
+        "s_kv": 461, "strided": True},
+    "odd block size": {"kv_blocks": 100, "s_kv": 777},
+    "listed columns": {"columns": 300, "group": 16, "bias": True, "mask": False},
+    "listed columns alone": {"columns": 100, "group": 8, "bias": True, "mask": False, "keep": 0.0,
+        "tail": True, "d": 64, "heads": 4, "kv_heads": 2},
     "nothing kept": {"keep": 0.0},
     "fewer tokens than a tile": {"s_q": 30, "s_kv": 20},
 }
@@ -69,15 +77,15 @@ def test_builds():
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    assert len(rows) == 2 and all(min(row.values()) > 0 for row in rows)
+    assert len(rows) == 3 and all(min(row.values()) > 0 for row in rows)
 
 
 REFUSED = {
     "dtype": {"dtype": torch.float32},
     "head dims": {"d": 96},
     "query blocks": {"q_blocks": 64},
-    "boxes of 64": {"kv_blocks": 48},
-    "differ in size": {"kv_blocks": Cut(128, torch.zeros(1, 1, 3, dtype=torch.int32))},
+    "fewer than 16": {"kv_blocks": 8},
+    "fewer than 64": {"q_blocks": Cut(128, torch.zeros(1, 1, 9, dtype=torch.int32))},
     "causal": {"causal": True},
     "choose for themselves": {"row_mask": torch.ones(1, 1, 256, 2, dtype=torch.bool)},
     "listed": {"columns": "listed"},
