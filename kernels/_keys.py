@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,28 @@ from dit_sparse.kernels.contract import Cut, block_bounds, per_head
 
 # blocks of unlike sizes are padded to the largest where that adds no more than this
 SLACK = 1.25
+# logits of one tile: up to here, in bytes, a CPU's cache holds them between two matrix products,
+# which are faster than PyTorch's fused kernel on few queries; beyond it the kernel is
+LOGITS = 1 << 20
 
 
 def is_even(cut: Cut, tokens: int) -> bool:
     """Tell, from shapes alone, whether padding all blocks to the largest adds few tokens."""
     return cut.offsets is None or cut.count(tokens) * cut.size <= SLACK * tokens
+
+
+class Scratch:
+    """Memory that the chunks of a call use one after the other: it stays in the cache."""
+
+    def __init__(self) -> None:
+        self.flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Return memory of the dtype of `like`; what it holds is lost at the next call for it."""
+        size = prod(shape)
+        if name not in self.flat or len(self.flat[name]) < size:
+            self.flat[name] = like.new_empty(size)
+        return self.flat[name][:size].view(shape)
 
 
 class Keys:
@@ -68,20 +87,16 @@ class Keys:
         place = ids.where(ids < self.blocks, ids[:, :1]).clamp(max=self.blocks - 1)
         return self.base[head][:, None] + place
 
-    def take(self, at: Tensor, into: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Gather [R, L, D] keys and [R, L, Dv] values of the table's rows [R, C], L = C width.
-
-        into: flat buffers to write them to; None where gradients must flow.
-        """
+    def take(self, at: Tensor, scratch: Scratch | None) -> tuple[Tensor, Tensor]:
+        """Gather [R, L, D] keys and [R, L, Dv] values of the table's rows [R, C], L = C width."""
+        flat = at.flatten()
         k, v = (
-            x.index_select(0, at.flatten())
-            if buffer is None
-            else torch.index_select(
-                x, 0, at.flatten(), out=buffer[: at.numel() * x.shape[1]].view(-1, x.shape[1])
-            )
-            for x, buffer in zip((self.k, self.v), into or (None, None), strict=True)
+            torch.index_select(x, 0, flat, out=scratch.take(name, x, len(flat), x.shape[1]))
+            if scratch
+            else x.index_select(0, flat)
+            for name, x in (("k", self.k), ("v", self.v))
         )
-        return tuple(x.view(len(at), -1, x.shape[1] // self.width) for x in (k, v))  # type: ignore
+        return k.view(len(at), -1, k.shape[1] // self.width), v.view(len(at), -1, self.dim_v)
 
     def places(
         self, head: Tensor, ids: Tensor, sizes: Tensor, length: int
@@ -114,20 +129,22 @@ def _tokens(x: Tensor, place: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[3]).index_select(0, at.flatten())
 
 
-def fused(*tensors: Tensor | None) -> bool:
-    """Tell whether PyTorch's fused CPU kernel may attend: on a CPU, where no gradient is wanted."""
+def scratch_for(*tensors: Tensor | None) -> Scratch | None:
+    """Return memory to reuse on a CPU where no gradient is wanted, else None."""
     given = [x for x in tensors if x is not None]
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return given[0].device.type == "cpu" and not wanted
+    return None if wanted or given[0].device.type != "cpu" else Scratch()
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, scratch: Scratch | None
 ) -> tuple[Tensor, Tensor]:
     """Attend q [R, T, D] to k, v [R or 1, L, D] with an additive float bias [R, 1 or T, L] or
     None."""
-    rows, tile, length = *q.shape[:2], k.shape[1]
-    if fused(q, k, v, bias) and q.shape[-1] == v.shape[-1]:
+    rows, tile, length, kind = *q.shape[:2], k.shape[1], q.dtype
+    wide = torch.promote_types(q.dtype, torch.float32)
+    fits = q.dtype == wide and tile * length * q.element_size() <= LOGITS
+    if scratch and not fits and q.shape[-1] == v.shape[-1]:
         mask = None if bias is None else bias[:, None].expand(rows, 1, tile, length)
         # shared keys have a stride of 0
         k, v = (x[:, None].expand(rows, -1, -1, -1) for x in (k, v))
@@ -137,26 +154,32 @@ def attend(
         return out[:, 0], lse[:, 0]
     if len(k) < rows:
         flat = None if bias is None else bias.expand(rows, tile, length).reshape(1, -1, length)
-        out, lse = attend(q.reshape(1, rows * tile, -1), k, v, flat, scale)
+        out, lse = attend(q.reshape(1, rows * tile, -1), k, v, flat, scale, scratch)
         return out.view(rows, tile, -1), lse.view(rows, tile)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    s = torch.bmm(q.to(wide), k.to(wide).transpose(1, 2)) * scale
-    if bias is not None:
-        s = s + bias
+    q, k, v = (x.to(wide) for x in (q, k, v))
+    if scratch:
+        s = scratch.take("logits", q, rows, tile, length)
+        torch.baddbmm(s if bias is None else bias, q, k.mT, beta=int(bias is not None),
+                      alpha=scale, out=s)  # fmt: skip
+    else:
+        s = torch.bmm(q, k.mT) * scale
+        s = s if bias is None else s + bias
     peak = s.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(wide).min)
-    p = (s - peak).exp()
+    p = s.sub_(peak).exp_() if scratch else (s - peak).exp()
     total = p.sum(-1, keepdim=True)
     live = total > 0
-    out = torch.bmm(p, v.to(wide)) / total.where(live, 1)
-    return out.to(q.dtype), (peak + total.where(live, 1).log()).squeeze(-1)
+    total = total.where(live, 1)
+    return (torch.bmm(p, v) / total).to(kind), (peak + total.log()).squeeze(-1)
 
 
-def chunks(lengths: list[int], per_key: int, limit: int) -> list[tuple[int, int]]:
-    """Cut rows, sorted by falling length, into chunks within the limit, of equal length where that
-    is cheap."""
+def chunks(lengths: list[int], per_key: int, limit: int, threads: int = 1) -> list[tuple[int, int]]:
+    """Cut rows, sorted by falling length, into chunks within the limit (but one row per thread),
+    of equal length where that is cheap."""
     chunks, at = [], 0
     while at < len(lengths) and lengths[at]:
         fit = max(1, limit // (lengths[at] * per_key))
+        # no thread goes without
+        fit = max(threads, fit - fit % threads)
         stop = min(len(lengths), at + fit)
         equal = at + 1
         while equal < stop and lengths[equal] == lengths[at]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels._keys import Keys, attend, chunks, fused, is_even, merge
+from dit_sparse.kernels._keys import Keys, attend, chunks, is_even, merge, scratch_for
 from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
 from dit_sparse.kernels.tiling import mean_size, query_tiles
 
@@ -150,16 +150,12 @@ def _listed(
     static = min(capacity * keys.cut.size, keys.blocks * keys.width if keys.whole else keys.tokens)
     lengths = length.tolist() if on_cpu else [static] * len(length)
     choice = None if row_mask is None else _choices(row_mask, tiles, keys)
-    per_key = keys.row_bytes + (0 if on_cpu and choice is None else 8 * tile)
+    per_key = keys.row_bytes + 8 * tile
     need = shift is not None or choice is not None or bias is not None or not keys.whole
     places = keys.rows(head, ids) if keys.whole else None
-    spans, into = chunks(lengths, per_key, limit), None
-    if fused(x, keys.k, keys.v) and spans:
-        # one buffer for all chunks stays in the cache, and its pages are mapped once
-        most = max((hi - lo) * (lengths[lo] + keys.width) for lo, hi in spans)
-        into = (x.new_empty(most * x.shape[2]), keys.v.new_empty(most * keys.dim_v))
+    scratch = scratch_for(x, keys.k, keys.v, bias)
     outs, lses, done = [], [], 0
-    for lo, hi in spans:
+    for lo, hi in chunks(lengths, per_key, limit, torch.get_num_threads() if on_cpu else 1):
         wide, at = lengths[lo], slice(lo, hi)
         mine = at if order is None else order[at]
         position = entry = hidden = add = None
@@ -169,7 +165,7 @@ def _listed(
             rows = places[at, : -(-wide // keys.width)]
         else:
             rows = keys.base[head[at]][:, None] + position
-        kk, vv = (y[:, :wide] for y in keys.take(rows, into))
+        kk, vv = (y[:, :wide] for y in keys.take(rows, scratch))
         if not on_cpu or lengths[hi - 1] != wide:
             hidden = (torch.arange(wide, device=device) >= length[at, None])[:, None]
             # a row without keys has no key of its own to repeat, and 0 * nan would leak
@@ -191,7 +187,9 @@ def _listed(
         if choice is not None and entry is not None:
             blocks = choice(mine, ids[at]).gather(2, entry[:, None].expand(-1, tile, -1))
             add = blocks if add is None else blocks + add
-        out, lse = attend(x[mine], kk, vv, add, scale)
+        out, lse = attend(
+            x[at] if order is None else x.index_select(0, mine), kk, vv, add, scale, scratch
+        )
         if add is not None:
             blind = (add.detach() == float("-inf")).all(-1).expand(-1, tile)
             lse = lse.masked_fill(blind, float("-inf"))
@@ -205,7 +203,7 @@ def _listed(
     out, lse = torch.cat(outs), torch.cat(lses)
     if order is not None:
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
-        out, lse = out[back], lse[back]
+        out, lse = (y.index_select(0, back) for y in (out, lse))
     return out, lse
 
 
@@ -254,8 +252,8 @@ def _add_columns(
         bias = per_head(columns.bias.to(wide), batch, heads).flatten(0, 1)
     if columns.mask is not None:
         shown = per_head(columns.mask != 0, batch, heads).flatten(0, 2)[row]
-    # the fused kernel holds no logits
-    step = max(1, limit // (n * 8 * (1 if fused(x, ck, cv, bias, tail) else tile)))
+    step = max(1, limit // (tile * n * 8))
+    scratch = scratch_for(x, ck, cv, bias, tail)
     outs, lses, stop = [out[:0]], [lse[:0]], 0
     for group, size in enumerate(_spans(tiles, batch * heads)):
         b, h = group // heads, group % heads
@@ -272,7 +270,7 @@ def _add_columns(
             gone = None if blind is None else blind.all(0)[:, None]
             k, v = (y[group] if gone is None else y[group].masked_fill(gone, 0) for y in (ck, cv))
             rep = None if add is None else add[:, None]
-            o, z = attend(x[at], k[None], v[None], rep, scale)
+            o, z = attend(x[at], k[None], v[None], rep, scale, scratch)
             o = o.to(wide)
             if blind is not None:
                 none = blind.all(-1)[:, None]

@@ -19,8 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_sparse.bench.check import NotTimed
 from dit_sparse.core import QKV
-from dit_sparse.kernels.lists import pack_lists
-from dit_sparse.kernels.reference import dense_mask
+from dit_sparse.kernels.lists import dense_mask, pack_lists
 
 Call = Callable[[], Tensor]
 
@@ -65,17 +64,21 @@ def flash4(x: QKV) -> Call:
 
 
 def flash4_sparse(x: QKV, lists: Lists) -> Call:
-    """Return FlashAttention-4 over block lists, all of them full blocks."""
+    """Return FlashAttention-4 over block lists, all of them full blocks (seen with 4.0.0b36)."""
     interface = _flash4(x)
-    # the public function of some versions has no lists
-    forward = interface._flash_attn_fwd
     tensors = importlib.import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-    index = lists.whole(x.k.shape[2])
-    none = torch.zeros_like(lists.count), torch.zeros_like(index)
+    none = torch.zeros_like(lists.count), torch.zeros_like(lists.index)
     names = ("mask_block_cnt", "mask_block_idx", "full_block_cnt", "full_block_idx")
-    blocks = tensors(**dict(zip(names, (*none, lists.count, index), strict=True)))
+    blocks = tensors(
+        **dict(zip(names, (*none, lists.count, lists.index), strict=True)),
+        block_size=(lists.block_q, lists.block_kv),
+    )
     q, k, v = (t.transpose(1, 2) for t in x)
-    return lambda: forward(q, k, v, block_sparse_tensors=blocks)[0].transpose(1, 2)
+
+    def call() -> Tensor:
+        return interface.flash_attn_func(q, k, v, block_sparse_tensors=blocks)[0].transpose(1, 2)
+
+    return call
 
 
 def flex(x: QKV, lists: Lists) -> Call:

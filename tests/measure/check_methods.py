@@ -6,9 +6,9 @@
 Time: median of CUDA events over repeated calls in bf16, selection and remainder included, in the
 warm state (what a method keeps from step to step is there). The stages are timed one by one:
 layout (order and cut), move (q, k, v into that order), score, select, and compute, of which
-`kernel` is the attention kernel with all its extras and `kept` the same lists without them. Every
-method also runs under CUDA graph capture, which fails at any wait for the device. `--tiny` runs the
-same code at toy sizes on any device without timing.
+`kernel` is the attention kernel with all its extras and `kept` the same lists without columns and
+tail. Every method also runs under CUDA graph capture, which fails at any wait for the device.
+`--tiny` runs the same code at toy sizes on any device without timing.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def stages(x: QKV, method, call: Context, tiny: bool) -> dict[str, float]:
     with mock.patch.object(attend, "block_sparse_attention", wraps=block_sparse_attention) as spy:
         method.compute(x, plan, ctx)
     args, options = spy.call_args
-    bare = {**options, "columns": None, "tail": None, "row_mask": None}
+    bare = {**options, "columns": None, "tail": None}
     calls = {
         "layout": lambda: method.arrange(x, context({})),
         "move": lambda: arranged(x, layout, context(placed)),

@@ -1,0 +1,64 @@
+"""What the attention kernels walk: boxes of keys and query tiles hold each listed token once."""
+
+import pytest
+import torch
+
+from dit_sparse.kernels.contract import Cut, block_bounds, per_head
+from dit_sparse.kernels.lists import pack_lists
+from dit_sparse.kernels.tables import key_boxes, query_table
+from tests.kernel_cases import DEVICE, offsets
+
+CUTS = {
+    "equal": (Cut(64), 300),
+    "whole": (Cut(32), 256),
+    "larger than the axis": (Cut(500), 90),
+    "unequal": (Cut(90, offsets([70, 31, 90, 16, 45, 0, 48], 2)), 300),
+}
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("box", [16, 64])
+@pytest.mark.parametrize("name", CUTS)
+def test_key_boxes(name, box):
+    """The boxes of a row are exactly the keys of its blocks; whole ones come first."""
+    cut, tokens = CUTS[name]
+    n = cut.count(tokens)
+    keep = torch.rand(2, 2, 5, n, device=DEVICE) < 0.6
+    keep[0, 0, 0], keep[1, 1, 4] = False, True
+    count, index = pack_lists(keep)
+    whole, boxes, packed = key_boxes(cut, count, index, tokens, box)
+    start, end = (per_head(x, 2, 2) for x in block_bounds(cut, tokens, keep.device))
+    for b, h, m in torch.cartesian_prod(*(torch.arange(x) for x in (2, 2, 5))).tolist():
+        row = packed[b, h, m, : int(boxes[b, h, m])]
+        first, size = row // 256, row % 256
+        assert (size > 0).all() and (size[: int(whole[b, h, m])] == box).all()
+        assert (size[int(whole[b, h, m]) :] < box).all()
+        got = [
+            k for f, s in zip(first.tolist(), size.tolist(), strict=True) for k in range(f, f + s)
+        ]
+        kept = keep[b, h, m].nonzero()[:, 0]
+        want = [k for j in kept for k in range(int(start[b, h, j]), int(end[b, h, j]))]
+        assert sorted(got) == want
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("equal", [True, False])
+def test_query_table(equal):
+    """Every query stands in one tile of its block, longer lists first; a zero ends the table."""
+    tokens, tile = 300, 32
+    cut = Cut(64) if equal else Cut(90, offsets([70, 31, 90, 16, 45, 0, 48], 2))
+    rows = cut.count(tokens)
+    count = torch.randint(0, 9, (2, 2, rows), dtype=torch.int32, device=DEVICE)
+    given = None if equal else per_head(cut.offsets, 2, 2).contiguous()
+    table = query_table(given, count, tokens, tile, cut.size)
+    assert table[-1] == 0
+    start, end = (per_head(x, 2, 2) for x in block_bounds(cut, tokens, table.device))
+    for tiles, length, first, last in zip(
+        table[:-1].view(4, -1, 2), *(x.flatten(0, 1) for x in (count, start, end)), strict=True
+    ):
+        used = [(r, at) for r, at in tiles.tolist() if at < int(last[r])]
+        seen = [q for r, at in used for q in range(at, min(at + tile, int(last[r])))]
+        assert sorted(seen) == list(range(tokens))
+        assert all(int(first[r]) <= at for r, at in used)
+        lengths = [int(length[r]) for r, _ in used]
+        assert lengths == sorted(lengths, reverse=True)
