@@ -60,9 +60,10 @@ def hopper_kernel(
     column_capacity, scale, stride_eb, stride_eh, stride_em, stride_ob, stride_oh, stride_os, DIM:
     gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, COLUMN_GROUP:
     gl.constexpr, STAGES: gl.constexpr, RINGS: gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT:
-    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
+    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, FENCE:
+    gl.constexpr,
 ):  # fmt: skip
-    HAS_TERM: gl.constexpr = HAS_SHORT or HAS_COLUMNS
+    HAS_NOTE: gl.constexpr = HAS_SHORT or HAS_COLUMNS
     ring = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
     source = (
         q_desc, k_desc, v_desc, whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr,
@@ -77,16 +78,16 @@ def hopper_kernel(
         )  # fmt: skip
     sizes = (heads, group, rows, tiles, per_head, s_q, s_kv, capacity)
     target = (out_desc, out_ptr, lse_ptr)
-    shape = (heads, s_q, scale, stride_ob, stride_oh, stride_os)
+    shape = (heads, s_q, s_kv, scale, stride_ob, stride_oh, stride_os)
     if RINGS == 1:
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
+                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
             ],
             [4, 1],
             [224, 56],
@@ -95,18 +96,18 @@ def hopper_kernel(
         other = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
-                (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
-                (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_TERM,
-                    HAS_TAIL, FENCE)),
+                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
+                    HAS_TAIL, IS_CAUSAL, FENCE)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
                 (produce, (source, extras, other, sizes, 1, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
             ],
             [4, 4, 4, 1, 1],
             [112, 112, 112, 32, 32],

@@ -1,8 +1,9 @@
 """The producer of the Hopper kernel: a warp that streams query tiles into shared memory.
 
 A step is BLOCK_N keys, fetched in boxes of BOX keys x 64 numbers: narrow blocks share a step, and
-a step's boxes stand where one copy of BLOCK_N rows would have put them. What a step adds to its
-logits (-inf where a box is short, the terms of columns) stands in a row beside its keys.
+a step's boxes stand where one copy of BLOCK_N rows would have put them. In a row beside its keys
+stands what a step adds to its logits (-inf where a box is short, the terms of columns), or where
+its keys stand in the sequence, for a causal mask.
 """
 
 # Gluon's types are those of the compiler
@@ -175,7 +176,7 @@ def produce(
     source, extras, memory, sizes, ring, DIM: gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N:
     gl.constexpr, BOX: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, RINGS:
     gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT: gl.constexpr, HAS_COLUMNS: gl.constexpr,
-    HAS_TAIL: gl.constexpr,
+    HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Take one query tile after another from the counter and stream what its consumers need.
 
@@ -241,9 +242,15 @@ def produce(
                 stage = vacant(k_empty, ks, STAGES)
                 if HAS_SHORT:  # noqa: SIM102 - a constant decides what is compiled
                     if step >= whole:
-                        at = step * PARTS + key // BOX
-                        size = gl.load(list_ptr + at, mask=at < count, other=0) & 255
-                        t_smem.index(stage).store(gl.where(key % BOX < size, 0.0, float("-inf")))
+                        box = step * PARTS + key // BOX
+                        box = gl.load(list_ptr + box, mask=box < count, other=0)
+                        live = key % BOX < (box & 255)
+                        if IS_CAUSAL:
+                            place_of = (box >> 8) + key % BOX
+                            note = gl.where(live, place_of.to(gl.float32), float("inf"))
+                        else:
+                            note = gl.where(live, 0.0, float("-inf"))
+                        t_smem.index(stage).store(note)
                         meet()
                 mbarrier.expect(k_full.index(stage), BYTES)
                 fetch_tile(k_desc, k_full, k_boxes, stage, b, hk, starts, BLOCK_N, BOX, DIM)

@@ -56,15 +56,22 @@ def read_mail(mail, slot: gl.constexpr):
 
 
 @gluon.jit
-def weigh(s, peak, total, qk_scale, term, HAS_TERM: gl.constexpr):
-    """Return the weights p of logits s [M, N], factors alpha [M] of what stands, and row sums."""
-    if HAS_TERM:
-        s = s * qk_scale + term[None, :]
+def weigh(s, peak, total, qk_scale, note, reach, HAS_NOTE: gl.constexpr, IS_CAUSAL: gl.constexpr):
+    """Return the weights p of logits s [M, N], factors alpha [M] of what stands, and row sums.
+
+    note: [N] the row beside the keys, an addend or (IS_CAUSAL) positions, seen up to `reach` [M].
+    """
+    if HAS_NOTE:
+        s = s * qk_scale
+        if IS_CAUSAL:
+            s = gl.where(note[None, :] <= reach[:, None], s, float("-inf"))
+        else:
+            s = s + note[None, :]
         top = gl.max(s, 1)
     else:
         top = gl.max(s, 1) * qk_scale
     new = gl.where(top > peak + _SLACK, top, peak)
-    s = s if HAS_TERM else s * qk_scale
+    s = s if HAS_NOTE else s * qk_scale
     p = gl.exp2(s - new[:, None])
     alpha = gl.exp2(peak - new)
     row_sum = gl.sum(p, 1)
@@ -85,14 +92,13 @@ def rescale(acc, alpha, PACK: gl.constexpr):
 @gluon.jit
 def advance(
     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full, v_empty, ks, vs,
-    qk_scale, is_column, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HAS_TERM:
-    gl.constexpr, HAS_TAIL: gl.constexpr, FENCE: gl.constexpr,
+    qk_scale, reach, is_column, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, FENCE: gl.constexpr,
 ):  # fmt: skip
     """Multiply the weights of the step before by its values while this step's logits are made, and
     return this step's weights.
 
-    ks, vs: steps of keys and of values so far. HAS_TERM: the row beside the keys adds to the
-    logits.
+    ks, vs: steps of keys and of values so far. HAS_NOTE: the row beside the keys counts.
     """
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
@@ -105,12 +111,14 @@ def advance(
     mbarrier.wait(v_full.index(v_stage), v_phase)
     acc = warpgroup_mma(p, v_smem.index(v_stage), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=[s])
-    term = gl.zeros([BLOCK_N], gl.float32, gl.SliceLayout(0, s_layout))
-    if HAS_TERM:
-        term = t_smem.index(k_stage).load(gl.SliceLayout(0, s_layout))
+    note = gl.zeros([BLOCK_N], gl.float32, gl.SliceLayout(0, s_layout))
+    if HAS_NOTE:
+        note = t_smem.index(k_stage).load(note.type.layout)
     mbarrier.arrive(k_empty.index(k_stage))
-    w, alpha, peak, total, row_sum = weigh(s, peak, total, qk_scale, term, HAS_TERM)
-    if HAS_TAIL and HAS_TERM:
+    w, alpha, peak, total, row_sum = weigh(
+        s, peak, total, qk_scale, note, reach, HAS_NOTE, IS_CAUSAL
+    )
+    if HAS_TAIL and HAS_NOTE:
         mass = mass * alpha + gl.where(is_column, row_sum, 0.0)
     if FENCE:
         # a wait that never waits: keeps the compiler from moving the next one before the weights
@@ -180,15 +188,15 @@ def finish(
 @gluon.jit
 def consume(
     target, memory, sizes, HALF: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES:
-    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_TERM: gl.constexpr, HAS_TAIL: gl.constexpr,
-    FENCE: gl.constexpr,
+    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, FENCE: gl.constexpr,
 ):  # fmt: skip
     """Attend for 64 rows of every query tile that `mail` announces: four warps."""
     (
         mail, q_smem, _o_smem, k_smem, v_smem, t_smem, q_full, _q_empty, k_full, k_empty, v_full,
         v_empty,
     ) = memory  # fmt: skip
-    heads, s_q, scale, stride_ob, stride_oh, stride_os = sizes
+    heads, s_q, s_kv, scale, stride_ob, stride_oh, stride_os = sizes
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
@@ -211,6 +219,8 @@ def consume(
         mass = gl.zeros([64], gl.float32, row_layout)
         # finite, so that exp2(-inf - peak) is 0 and never nan
         peak = gl.full([64], -1.0e38, gl.float32, row_layout)
+        # the last key that each query sees, where they do not see all
+        reach = (gl.arange(0, 64, row_layout) + start + (s_kv - s_q)).to(gl.float32)
         if steps > 0:
             # the first logits alone
             stage = ks % STAGES
@@ -220,11 +230,15 @@ def consume(
                 q, k_smem.index(stage).permute((1, 0)), none, use_acc=False, is_async=True
             )
             s = warpgroup_mma_wait(0, deps=[s])
-            term = gl.zeros([BLOCK_N], gl.float32, gl.SliceLayout(0, s_layout))
-            if HAS_TERM:
-                term = gl.where(whole == 0, t_smem.index(stage).load(term.type.layout), term)
+            # a step of whole boxes has no row of its own
+            none_hidden = float("-inf") if IS_CAUSAL else 0.0
+            note = gl.full([BLOCK_N], none_hidden, gl.float32, gl.SliceLayout(0, s_layout))
+            if HAS_NOTE:
+                note = gl.where(whole == 0, t_smem.index(stage).load(note.type.layout), note)
             mbarrier.arrive(k_empty.index(stage))
-            w, _alpha, peak, total, row_sum = weigh(s, peak, total, qk_scale, term, HAS_TERM)
+            w, _alpha, peak, total, row_sum = weigh(
+                s, peak, total, qk_scale, note, reach, HAS_NOTE, IS_CAUSAL
+            )
             if HAS_TAIL:
                 mass = gl.where(kept == 0, row_sum, 0.0)
             p = gl.convert_layout(w.to(q.dtype), p_layout)
@@ -232,16 +246,17 @@ def consume(
             for _ in range(1, whole):
                 acc, p, total, peak, mass = advance(
                     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full,
-                    v_empty, ks, vs, qk_scale, False, DIM, BLOCK_N, STAGES, False, HAS_TAIL, FENCE,
+                    v_empty, ks, vs, qk_scale, reach, False, DIM, BLOCK_N, STAGES, False, HAS_TAIL,
+                    IS_CAUSAL, FENCE,
                 )  # fmt: skip
                 ks += 1
                 vs += 1
-            if HAS_TERM:
+            if HAS_NOTE:
                 for step in range(gl.maximum(whole, 1), steps):
                     acc, p, total, peak, mass = advance(
                         acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty,
-                        v_full, v_empty, ks, vs, qk_scale, step >= kept, DIM, BLOCK_N, STAGES, True,
-                        HAS_TAIL, FENCE,
+                        v_full, v_empty, ks, vs, qk_scale, reach, step >= kept, DIM, BLOCK_N,
+                        STAGES, True, HAS_TAIL, IS_CAUSAL, FENCE,
                     )  # fmt: skip
                     ks += 1
                     vs += 1

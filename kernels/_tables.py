@@ -48,39 +48,69 @@ def table_kernel(
 
 
 @triton.jit
-def boxes_kernel(
-    offsets_ptr, count_ptr, index_ptr, whole_ptr, all_ptr, boxes_ptr, stride_fb, stride_fh, heads,
-    rows, capacity, most, tokens, SIZE: tl.constexpr, BOX: tl.constexpr, IS_UNIFORM: tl.constexpr,
+def listed_boxes(
+    index_ptr, base, count, offsets_ptr, first_seen, last_seen, tokens, SIZE: tl.constexpr, BOX:
+    tl.constexpr, IS_UNIFORM: tl.constexpr, IS_CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Cut the listed blocks of one row into boxes, all whole ones before the short ones."""
+    """Return first key, keys, whole boxes and other boxes of 128 listed blocks; hidden keys are
+    left out, and a box that not every query of the row sees whole is no whole one."""
+    at = base + tl.arange(0, 128)
+    block = tl.load(index_ptr + at, mask=at < count, other=0)
+    start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, at < count)
+    if IS_CAUSAL:
+        end = tl.maximum(tl.minimum(end, last_seen + 1), start)
+    size = end - start
+    whole = size // BOX
+    if IS_CAUSAL:
+        whole = tl.minimum(whole, tl.maximum(first_seen + 1 - start, 0) // BOX)
+    return start, size, whole, (size + BOX - 1) // BOX - whole
+
+
+@triton.jit
+def boxes_kernel(
+    offsets_ptr, count_ptr, index_ptr, whole_ptr, all_ptr, boxes_ptr, q_offsets_ptr, stride_fb,
+    stride_fh, stride_qb, stride_qh, heads, rows, capacity, most, s_q, tokens, SIZE: tl.constexpr,
+    BOX: tl.constexpr, Q_SIZE: tl.constexpr, IS_UNIFORM: tl.constexpr, IS_Q_UNIFORM: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Cut the listed blocks of one row into boxes, the whole ones before the others."""
     at = tl.program_id(0).to(tl.int64)
-    bh = at // rows
-    offsets_ptr += bh // heads * stride_fb + bh % heads * stride_fh
+    b = at // rows // heads
+    h = at // rows % heads
+    offsets_ptr += b * stride_fb + h * stride_fh
     index_ptr += at * capacity
     boxes_ptr += at * most
     count = tl.minimum(tl.load(count_ptr + at), capacity)
-    step = tl.arange(0, 128)
-    whole = count * 0
+    first_seen = tokens
+    last_seen = tokens
+    if IS_CAUSAL:
+        q_offsets_ptr += b * stride_qb + h * stride_qh
+        row = (at % rows).to(tl.int32)
+        q_start, q_end = block_range(row, q_offsets_ptr, s_q, Q_SIZE, IS_Q_UNIFORM, True)
+        first_seen = q_start + (tokens - s_q)
+        last_seen = q_end - 1 + (tokens - s_q)
+    total = count * 0
     for base in range(0, count, 128):
-        live = base + step < count
-        block = tl.load(index_ptr + base + step, mask=live, other=0)
-        start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, live)
-        whole += tl.sum((end - start) // BOX, 0)
-    tl.store(whole_ptr + at, whole)
+        start, size, whole, rest = listed_boxes(
+            index_ptr, base, count, offsets_ptr, first_seen, last_seen, tokens, SIZE, BOX,
+            IS_UNIFORM, IS_CAUSAL,
+        )  # fmt: skip
+        total += tl.sum(whole, 0)
+    tl.store(whole_ptr + at, total)
     place = count * 0
-    short = whole
     for base in range(0, count, 128):
-        live = base + step < count
-        block = tl.load(index_ptr + base + step, mask=live, other=0)
-        start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, live)
-        boxes = (end - start) // BOX
-        first = place + tl.cumsum(boxes, 0) - boxes
-        for i in range(0, tl.max(boxes, 0)):
-            tl.store(boxes_ptr + first + i, (start + i * BOX) * 256 + BOX, mask=i < boxes)
-        rest = (end - start) % BOX
-        has_rest = (rest > 0).to(tl.int32)
-        last = short + tl.cumsum(has_rest, 0) - has_rest
-        tl.store(boxes_ptr + last, (start + boxes * BOX) * 256 + rest, mask=rest > 0)
-        place += tl.sum(boxes, 0)
-        short += tl.sum(has_rest, 0)
-    tl.store(all_ptr + at, short)
+        start, size, whole, rest = listed_boxes(
+            index_ptr, base, count, offsets_ptr, first_seen, last_seen, tokens, SIZE, BOX,
+            IS_UNIFORM, IS_CAUSAL,
+        )  # fmt: skip
+        first = place + tl.cumsum(whole, 0) - whole
+        for i in range(0, tl.max(whole, 0)):
+            tl.store(boxes_ptr + first + i, (start + i * BOX) * 256 + BOX, mask=i < whole)
+        first = total + tl.cumsum(rest, 0) - rest
+        for i in range(0, tl.max(rest, 0)):
+            done = (whole + i) * BOX
+            box = (start + done) * 256 + tl.minimum(size - done, BOX)
+            tl.store(boxes_ptr + first + i, box, mask=i < rest)
+        place += tl.sum(whole, 0)
+        total += tl.sum(rest, 0)
+    tl.store(all_ptr + at, total)

@@ -2,8 +2,8 @@
 
 The same formula and arguments as attention.py, which chooses it wherever `why_not` is empty.
 Limits: compute capability 9.0, 2-byte numbers, head dims 64 and 128, query blocks of whole tiles
-of 128 or given by offsets, no causal mask, no choice by single queries, listed columns in groups
-of 8 to 64.
+of 128 or given by offsets, no causal mask beside columns, no choice by single queries, listed
+columns in groups of 8 to 64.
 The Gluon language is experimental: Triton versions that were not tested run the portable kernel.
 """
 
@@ -80,7 +80,7 @@ def why_not(
          q_cut.offsets is None or mean_size(q_cut, q.shape[2]) >= 64),
         ("key blocks have fewer than 16 tokens on average", mean_size(kv_cut, k.shape[2]) >= 16),
         (f"{k.shape[2]} keys are 2^23 or more", k.shape[2] < 2**23),
-        ("a causal mask", not causal),
+        ("a causal mask and columns", not causal or columns is None),
         ("queries choose for themselves", row_mask is None),
         ("listed columns come in other groups than of 8 to 64 columns, a power of two",
          columns is None or columns.count is None or columns.group in (8, 16, 32, 64)),
@@ -138,7 +138,9 @@ def block_sparse_attention(
     batch, heads, s_q, dim = q.shape
     kv_heads, s_kv, rows = k.shape[1], k.shape[2], kv_count.shape[2]
     box = config.box or _box(kv_cut, config.block_n)
-    whole, count, boxes = key_boxes(kv_cut, kv_count.contiguous(), kv_index.contiguous(), s_kv, box)
+    lists = kv_count.contiguous(), kv_index.contiguous()
+    seen = (q_cut, s_q) if causal else None
+    whole, count, boxes = key_boxes(kv_cut, *lists, s_kv, box, causal=seen)
     out, lse = allocate(q, dim)
     offsets, ends = None, count
     if q_cut.offsets is not None:
@@ -165,6 +167,7 @@ def block_sparse_attention(
         t = tail.to(q.dtype).contiguous()
         tail_desc = _describe(t, config.block_n)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count
+    whole_steps = kv_cut.offsets is None and s_kv % kv_cut.size == 0 and box == config.block_n
     hopper_kernel[(min(programs, -(-tiles // config.rings)),)](
         _describe(q, 64), _describe(k, box), _describe(v, box), _describe(out, 64), ck_desc,
         cv_desc, terms_desc, tail_desc, out, lse, whole, count, boxes, table, table[2 * tiles :],
@@ -173,8 +176,8 @@ def block_sparse_attention(
         ci.shape[-1], scale or dim**-0.5, *strides, *out.stride()[:3], DIM=dim,
         Q_SIZE=q_cut.size if offsets is None else TILE, BLOCK_N=config.block_n, BOX=box,
         COLUMN_GROUP=group, STAGES=config.stages, RINGS=config.rings, IS_Q_UNIFORM=offsets is None,
-        HAS_SHORT=kv_cut.offsets is not None or s_kv % kv_cut.size != 0 or box != config.block_n,
-        HAS_COLUMNS=columns is not None, HAS_TAIL=tail is not None, FENCE=config.fence, num_warps=4,
+        HAS_SHORT=causal or not whole_steps, HAS_COLUMNS=columns is not None,
+        HAS_TAIL=tail is not None, IS_CAUSAL=causal, FENCE=config.fence, num_warps=4,
         maxnreg=168 if config.rings == 1 else 96,
     )  # fmt: skip
     return out, lse

@@ -48,17 +48,22 @@ def query_table(
 
 
 def key_boxes(
-    cut: Cut, kv_count: Tensor, kv_index: Tensor, tokens: int, box: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    cut: Cut, kv_count: Tensor, kv_index: Tensor, tokens: int, box: int, *, causal: tuple[Cut, int]
+    | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the boxes of at most `box` keys that make up each row's listed blocks.
 
-    kv_count, kv_index: int32 [B, H, M] and [B, H, M, C], contiguous. Returns how many boxes are
-    whole and how many there are, int32 [B, H, M] each, and int32 [B, H, M, X]: 256 * first key +
-    number of keys, whole boxes before short ones. `tokens` below 2^23, `box` up to 128.
+    kv_count, kv_index: int32 [B, H, M] and [B, H, M, C], contiguous. causal: cut and length of the
+    query axis; keys that no query of a row sees are left out. Returns how many boxes are whole
+    (and seen by all of the row's queries) and how many there are, int32 [B, H, M] each, and int32
+    [B, H, M, X]: 256 * first key + number of keys, whole boxes before the others. `tokens` below
+    2^23, `box` up to 128.
     """
     batch, heads, rows, capacity = kv_index.shape
     most = capacity * -(-min(cut.size, tokens) // box)
-    offsets = kv_count
+    offsets, q_offsets, q_cut, s_q = kv_count, kv_count, *(causal or (Cut(1), 0))
+    if q_cut.offsets is not None:
+        q_offsets = per_head(q_cut.offsets.contiguous(), batch, heads)
     if cut.offsets is not None:
         offsets = per_head(cut.offsets.contiguous(), batch, heads)
         # blocks do not overlap: each has at most one short box
@@ -66,8 +71,10 @@ def key_boxes(
     whole, count = torch.empty_like(kv_count), torch.empty_like(kv_count)
     boxes = torch.empty(batch, heads, rows, max(1, most), dtype=torch.int32, device=kv_count.device)
     boxes_kernel[(batch * heads * rows,)](
-        offsets, kv_count, kv_index, whole, count, boxes, *offsets.stride()[:2], heads, rows,
-        capacity, boxes.shape[3], tokens, SIZE=1 if cut.offsets is not None else cut.size, BOX=box,
-        IS_UNIFORM=cut.offsets is None, num_warps=1,
+        offsets, kv_count, kv_index, whole, count, boxes, q_offsets, *offsets.stride()[:2],
+        *q_offsets.stride()[:2], heads, rows, capacity, boxes.shape[3], s_q, tokens,
+        SIZE=1 if cut.offsets is not None else cut.size, BOX=box,
+        Q_SIZE=1 if q_cut.offsets is not None else q_cut.size, IS_UNIFORM=cut.offsets is None,
+        IS_Q_UNIFORM=q_cut.offsets is None, IS_CAUSAL=causal is not None, num_warps=1,
     )  # fmt: skip
     return whole, count, boxes

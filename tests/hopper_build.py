@@ -20,7 +20,7 @@ VARIANTS = (
     {"DIM": 128, "BLOCK_N": 128, "BOX": 16, "STAGES": 2, "RINGS": 1, "columns": 16, "tail": False,
      "HAS_SHORT": True, "IS_Q_UNIFORM": False},
     {"DIM": 64, "BLOCK_N": 64, "BOX": 64, "STAGES": 4, "RINGS": 2, "columns": None, "tail": False,
-     "HAS_SHORT": True, "IS_Q_UNIFORM": True},
+     "HAS_SHORT": True, "IS_Q_UNIFORM": True, "IS_CAUSAL": True},
 )
 # fmt: on
 
@@ -38,7 +38,7 @@ def build(columns, tail, **flags):
     types |= {"out_ptr": "*bf16", "lse_ptr": "*fp32", "terms_ptr": "*fp32", "scale": "fp32"}
     constants = {
         "Q_SIZE": 128, "FENCE": True, "COLUMN_GROUP": columns or 0, "HAS_TAIL": tail,
-        "HAS_COLUMNS": columns is not None, **flags,
+        "HAS_COLUMNS": columns is not None, "IS_CAUSAL": False, **flags,
     }  # fmt: skip
     names = list(inspect.signature(hopper_kernel.fn).parameters)
     for name in names:

@@ -37,6 +37,12 @@ ROWS = {
     "listed columns": {"columns": 300, "group": 16, "bias": True, "mask": False},
     "listed columns alone": {"columns": 100, "group": 8, "bias": True, "mask": False, "keep": 0.0,
         "tail": True, "d": 64, "heads": 4, "kv_heads": 2},
+    "causal": {"causal": True, "keep": 0.7},
+    "causal offset, grouped": {"causal": True, "s_q": 400, "s_kv": 790, "kv_blocks": 64, "heads": 4,
+        "kv_heads": 2, "d": 64},
+    "causal short keys": {"causal": True, "s_kv": 300, "keep": 1.0},
+    "causal unequal": {"causal": True, "q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)),
+        "kv_blocks": Cut(300, offsets([100, 0, 300, 1, 299], 2)), "keep": 0.8},
     "nothing kept": {"keep": 0.0},
     "fewer tokens than a tile": {"s_q": 30, "s_kv": 20},
 }
@@ -86,7 +92,7 @@ REFUSED = {
     "query blocks": {"q_blocks": 64},
     "fewer than 16": {"kv_blocks": 8},
     "fewer than 64": {"q_blocks": Cut(128, torch.zeros(1, 1, 9, dtype=torch.int32))},
-    "causal": {"causal": True},
+    "causal": {"causal": True, "columns": "all"},
     "choose for themselves": {"row_mask": torch.ones(1, 1, 256, 2, dtype=torch.bool)},
     "listed": {"columns": "listed"},
     "aligned": {"shift": 1},
@@ -105,7 +111,9 @@ def on_hopper(monkeypatch):
 def call(dtype=torch.bfloat16, d=128, shift=0, **options):
     """Return q, k, v [1, 1, 256, d], `shift` numbers into their memory, and the options."""
     x = torch.zeros(3, 256 * d + 8, dtype=dtype)[:, shift:][:, : 256 * d].view(3, 1, 1, 256, d)
-    if options.get("columns"):
+    if options.get("columns") == "all":
+        options["columns"] = Columns(x[1], x[2])
+    if options.get("columns") == "listed":
         listed = torch.ones(1, 1, 2, dtype=torch.int32)
         options["columns"] = Columns(x[1], x[2], None, None, listed, listed[..., None], 1)
     return x.unbind(), {"q_blocks": 128, "kv_blocks": 128, **options}

@@ -43,6 +43,27 @@ def test_key_boxes(name, box):
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("equal", [True, False])
+def test_causal_boxes(equal):
+    """No key that a whole row cannot see is left, none that a query sees is missing, and a whole
+    box is seen whole by all."""
+    tokens, s_q, box = 300, 250, 16
+    rows = Cut(48) if equal else Cut(70, offsets([70, 31, 60, 16, 45, 0, 28], 2))
+    keys = Cut(40) if equal else Cut(90, offsets([70, 31, 90, 16, 45, 0, 48], 2))
+    m, n = rows.count(s_q), keys.count(tokens)
+    count, index = pack_lists(torch.ones(1, 2, m, n, dtype=torch.bool, device=DEVICE))
+    whole, boxes, packed = key_boxes(keys, count, index, tokens, box, causal=(rows, s_q))
+    start, end = (per_head(x, 1, 2) for x in block_bounds(rows, s_q, count.device))
+    for h, r in torch.cartesian_prod(torch.arange(2), torch.arange(m)).tolist():
+        first, last = (int(x[0, h, r]) + tokens - s_q for x in (start, end))
+        pairs = [divmod(x, 256) for x in packed[0, h, r, : int(boxes[0, h, r])].tolist()]
+        got = sorted(k for at, size in pairs for k in range(at, at + size))
+        assert got == list(range(last)) or first >= last
+        for at, size in pairs[: int(whole[0, h, r])]:
+            assert size == box and at + size - 1 <= first
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("equal", [True, False])
 def test_query_table(equal):
     """Every query stands in one tile of its block, longer lists first; a zero ends the table."""
     tokens, tile = 300, 32
