@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from dit_sparse.compute.attend import dense
 from dit_sparse.core import QKV, Context, Grid, Method
 from dit_sparse.kernels.lists import pack_lists
+from dit_sparse.kernels.pyramid import level_lists
 from dit_sparse.profile import Profile
 from dit_sparse.registry import Entry, entry
 from dit_sparse.select.topk import TopK
@@ -102,18 +105,25 @@ def poisoned() -> Iterator[None]:
 @contextmanager
 def packed() -> Iterator[list[tuple[int, int]]]:
     """Collect (most entries of a row, capacity) of every list that any module packs."""
-    found, real = [], pack_lists
-
-    def pack(mask: Tensor, capacity: int | None = None, **options: str) -> tuple[Tensor, Tensor]:
-        most = int((mask != 0).sum(-1).max())
-        found.append((most, mask.shape[-1] if capacity is None else capacity))
-        return real(mask, capacity, **options)
-
+    found: list[tuple[int, int]] = []
     loaded = [m for m in sys.modules.values() if isinstance(m, ModuleType)]
-    users = [m for m in loaded if vars(m).get("pack_lists") is real]
+
+    def watched(real: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+        def pack(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            given = signature(real).bind(*args, **options).arguments
+            count, _ = real(**{**given, "capacity": None})
+            lists = real(*args, **options)
+            found.append((int(count.max()), lists[1].shape[-1]))
+            return lists
+
+        return pack
+
     with ExitStack() as stack:
-        for module in users:
-            stack.enter_context(mock.patch.object(module, "pack_lists", pack))
+        for real in (pack_lists, level_lists):
+            for module in loaded:
+                if vars(module).get(real.__name__) is real:
+                    patch = mock.patch.object(module, real.__name__, watched(real))
+                    stack.enter_context(patch)
         yield found
 
 

@@ -1,12 +1,14 @@
-"""Triton kernels over tokens and centroids: the nearest centroid, and the error of a cluster mean.
+"""Passes over tokens and centroids: k-means, and the error of a cluster mean.
 
-One program per (tile of tokens, head), or per (tile of query centroids, key block, head); neither
-[S, C] distances nor [C, S] logits are written. Launched by kmeans.py and probe.py, which state
-formulas, shapes and users. Limits: head dims up to 256 (probe: 128), no float64.
+Launched by kmeans.py and probe.py, which state formulas, shapes and users; the kernels of k-means
+are in _kmeans.py. `probe_kernel`: one program per (tile of query centroids, key block, head), no
+[C, S] logits are written. Limits: head dims up to 256 (probe: 128), no float64.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types
 # pyright: reportIndexIssue=false, reportCallIssue=false
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,38 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_sparse.kernels._jit import block_range, load_rows, scores
+from dit_sparse.kernels._kmeans import (
+    Side,
+    assign_kernel,
+    mean_kernel,
+    place_kernel,
+    prefix_kernel,
+    prepare_kernel,
+)
 from dit_sparse.kernels._launch import dense_rows, head_offsets, precision
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import Cut
-
-
-@triton.jit
-def assign_kernel(
-    x_ptr, near_ptr, norm_ptr, label_ptr, stride_xb, stride_xh, stride_xs, heads, tokens, clusters,
-    tiles, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    bh = tl.program_id(0) // tiles
-    rows = (tl.program_id(0) % tiles) * BLOCK_S + tl.arange(0, BLOCK_S)
-    x_ptr += (bh // heads).to(tl.int64) * stride_xb + (bh % heads).to(tl.int64) * stride_xh
-    near_ptr += bh.to(tl.int64) * clusters * DIM
-    norm_ptr += bh.to(tl.int64) * clusters
-    # x: [BLOCK_S, BLOCK_D]
-    x = load_rows(x_ptr, stride_xs, rows, rows < tokens, DIM, BLOCK_D)
-    best = tl.full([BLOCK_S], float("inf"), tl.float32)
-    label = tl.zeros([BLOCK_S], tl.int32)
-    for first in range(0, clusters, BLOCK_C):
-        cols = first + tl.arange(0, BLOCK_C)
-        # near: [BLOCK_C, BLOCK_D], norm: [BLOCK_C]
-        near = load_rows(near_ptr, DIM, cols, cols < clusters, DIM, BLOCK_D)
-        norm = tl.load(norm_ptr + cols, mask=cols < clusters, other=float("inf"))
-        far = norm[None, :] - 2.0 * scores(x, near, PRECISION)
-        low, at = tl.min(far, 1, return_indices=True)
-        # strictly less: among equals the first centroid stays
-        closer = low < best
-        best = tl.where(closer, low, best)
-        label = tl.where(closer, first + at.to(tl.int32), label)
-    tl.store(label_ptr + bh.to(tl.int64) * tokens + rows, label, mask=rows < tokens)
 
 
 @triton.jit
@@ -111,24 +92,88 @@ def probe_kernel(
     tl.store(at, found, mask=c < rows)
 
 
-def assign(x: Tensor, near: Tensor, norm: Tensor) -> Tensor:
-    """Launch assign_kernel; see kmeans.assign. Returns int32."""
-    x, near, norm = dense_rows(x), near.contiguous(), norm.contiguous()
+def _tile(x: Tensor) -> tuple[int, int]:
+    """Return the tokens and the centroids of one product of `assign_kernel`; ptxas for sm_90 spills
+    none of them but float32 with a head dim above 128."""
+    if x.element_size() == 2:
+        return (128 if x.shape[3] <= 128 else 64), 64
+    return 64, 32 if x.shape[3] <= 128 else 16
+
+
+def _side(x: Tensor, start: Tensor) -> tuple[Side, int]:
+    """Return x [B, H, S, D] with what the kernels write, and the size of a smaller last tile of
+    centroids (0: none)."""
+    x = dense_rows(x)
     batch, heads, tokens, dim = x.shape
-    clusters, small = near.shape[2], x.element_size() == 2
-    label = torch.empty(batch, heads, tokens, device=x.device, dtype=torch.int32)
-    block_d = power_of_2(dim)
-    # registers: two programs per multiprocessor at head dim 128, none spills (ptxas, sm_90)
-    large = small and block_d <= 128
-    block_s = min(128 if large else 64, power_of_2(tokens))
-    block_c = min(64 if large else 32, power_of_2(clusters))
-    tiles = triton.cdiv(tokens, block_s)
-    assign_kernel[(batch * heads * tiles,)](
-        x, near, norm, label, *x.stride()[:3], heads, tokens, clusters, tiles, DIM=dim,
-        BLOCK_D=block_d, BLOCK_S=block_s, BLOCK_C=block_c, PRECISION=precision(),
-        num_warps=4, num_stages=2 if small else 1,
+    groups, clusters, (block_m, block_c) = batch * heads, start.shape[2], _tile(x)
+    tiles, rest = triton.cdiv(tokens, block_m), clusters % block_c
+    last = power_of_2(rest) if rest and x.element_size() == 2 else 0
+    last = last if last < block_c else 0
+    padded = clusters - rest + (last or block_c if rest else 0)
+
+    def make(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(groups, *shape, device=x.device, dtype=dtype)
+
+    return Side(
+        x, start.contiguous(), make(clusters, dim, dtype=torch.float32),
+        make(padded, power_of_2(dim), dtype=x.dtype), make(padded, dtype=torch.float32),
+        make(tokens), make(tiles, padded), make(padded), make(tokens, dtype=torch.int64),
+        make(clusters + 1), *x.stride()[:3], heads, groups, tokens, tiles, clusters, padded,
+    ), last  # fmt: skip
+
+
+def _assign(sides: tuple[Side, ...], lasts: tuple[int, ...]) -> None:
+    x = sides[0].x
+    small, (block_m, block_c), block_d = x.element_size() == 2, _tile(x), power_of_2(x.shape[3])
+    # three programs of 4 warps fill a multiprocessor: one multiplies while the others compare
+    limit = {"maxnreg": 168} if small and torch.version.hip is None else {}
+    assign_kernel[(sum(s.groups * s.tiles for s in sides),)](
+        sides, LASTS=lasts, DIM=x.shape[3], BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_C=block_c,
+        PRECISION=precision(), num_warps=4, num_stages=2 if small else 1, **limit,
     )  # fmt: skip
-    return label
+
+
+def _prepared(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Side, ...], tuple[int, ...]]:
+    """Return the sides, centroids at their start, and the sizes of their last tiles."""
+    sides, lasts = zip(*(_side(x, start) for x, start in pairs), strict=True)
+    dim = sides[0].x.shape[3]
+    prepare_kernel[(sum(s.groups * s.padded // 16 for s in sides),)](
+        sides, DIM=dim, BLOCK_D=power_of_2(dim), ROWS=16, num_warps=4
+    )
+    return sides, lasts
+
+
+def assign(x: Tensor, centroids: Tensor) -> Tensor:
+    """Launch assign_kernel; see kmeans.assign. Returns int32."""
+    sides, lasts = _prepared([(x, centroids)])
+    _assign(sides, lasts)
+    return sides[0].slot.view(x.shape[:3]) // _tile(x)[0]
+
+
+def kmeans(
+    pairs: Sequence[tuple[Tensor, Tensor]], iterations: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Launch four kernels an iteration; see kmeans.kmeans."""
+    sides, lasts = _prepared(pairs)
+    block_m, dim = _tile(sides[0].x)[0], sides[0].x.shape[3]
+    bins = tuple(power_of_2(s.clusters + 1) for s in sides)
+    warps = min(16, max(4, max(bins) // 512))
+    for _ in range(iterations):
+        _assign(sides, lasts)
+        prefix_kernel[(sum(s.groups * triton.cdiv(s.padded, 16) for s in sides),)](
+            sides, TILES=256, BLOCK=16, num_warps=4
+        )
+        place_kernel[(sum(s.groups * triton.cdiv(s.tokens, 1024) for s in sides),)](
+            sides, BINS=bins, BLOCK_M=block_m, CHUNK=1024, num_warps=warps
+        )
+        mean_kernel[(sum(s.groups * s.clusters for s in sides),)](
+            sides, DIM=dim, BLOCK_D=power_of_2(dim), TILE=32, STAGES=4, num_warps=4
+        )
+    shapes = [x.shape[:2] for x, _ in pairs]
+    return [
+        tuple(t.unflatten(0, at) for t in (s.centroid, s.order, s.offsets))
+        for s, at in zip(sides, shapes, strict=True)
+    ]
 
 
 def probe_error(

@@ -4,11 +4,15 @@
 
 |x_n|^2 is the same for every c. An empty cluster keeps its old centroid and has size 0. The update
 sorts the labels and pools each run of equal ones: no atomic addition of floats, so that one input
-has one result. Users: svg2, svg_ear. Distances and means in float32, in float64 for float64; the
-centroids that tokens are compared with are rounded to x's dtype, their norms taken after that.
+has one result; the last sort is the order returned. Users: svg2, svg_ear. Distances and means in
+float32, in float64 for float64; the centroids that tokens are compared with are rounded to x's
+dtype, their norms taken after that. The Triton form, up to head dim 256, compares 17 bits of
+|x_n - c|^2 + |x_n|^2 / 128, of which those that agree are equal: the first centroid is taken.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,12 +44,12 @@ def assign(x: Tensor, centroids: Tensor, *, impl: str = "auto") -> Tensor:
     """
     _check(x, centroids)
     wide = torch.promote_types(x.dtype, torch.float32)
-    near = centroids.to(x.dtype)
-    norm = near.to(wide).square().sum(-1)
     if pick(x, impl, limit=256) == "triton":
         from dit_sparse.kernels import centroid_passes
 
-        return centroid_passes.assign(x, near, norm).long()
+        return centroid_passes.assign(x, centroids).long()
+    near = centroids.to(x.dtype)
+    norm = near.to(wide).square().sum(-1)
     step = max(1, _SCRATCH // norm.numel())
     near = near.to(wide).mT * -2
     parts = [
@@ -74,21 +78,40 @@ def sort_labels(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def kmeans(
-    x: Tensor, centroids: Tensor, iterations: int, *, impl: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (centroids, order, offsets) after `iterations` of assignment and update.
+    pairs: Sequence[tuple[Tensor, Tensor]], iterations: int, *, impl: str = "auto"
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return (centroids, order, offsets) of each pair after `iterations` of assignment and update.
 
-    x: [B, H, S, D]; centroids: [B, H, C, D], where to begin
+    pairs: (x [B, H, S, D], centroids [B, H, C, D] where to begin) of each tensor to cluster; they
+        share a dtype, a device and D, nothing else
     returns: centroids [B, H, C, D] float32 or wider, each the mean of exactly the tokens of its
         cluster; order [B, H, S] int64, the tokens sorted by cluster; offsets [B, H, C + 1] int32
+
+    >>> x = torch.tensor([[[[0.0], [9.0], [2.0]]]])
+    >>> [t.tolist() for t in kmeans([(x, x[:, :, :2])], 1)[0]]
+    [[[[[1.0], [9.0]]]], [[[0, 2, 1]]], [[[0, 2, 3]]]]
     """
-    _check(x, centroids)
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
+    for x, centroids in pairs:
+        _check(x, centroids)
+    kinds = {(x.dtype, x.shape[3]) for x, _ in pairs}
+    if len(kinds) != 1:
+        got = ", ".join(f"{dtype} with D={dim}" for dtype, dim in kinds) or "no pair"
+        raise ValueError(f"pairs must share one dtype and head dim, got {got}")
+    if pick(pairs[0][0], impl, *(x for x, _ in pairs[1:]), limit=256) == "triton":
+        from dit_sparse.kernels import centroid_passes
+
+        return centroid_passes.kmeans(pairs, iterations)
+    return [_kmeans(x, centroids, iterations) for x, centroids in pairs]
+
+
+def _kmeans(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `kmeans` of one pair in torch."""
     wide = torch.promote_types(x.dtype, torch.float32)
     centroids = centroids.to(wide)
     for _ in range(iterations):
-        order, offsets = sort_labels(assign(x, centroids, impl=impl), centroids.shape[2])
-        mean = pool_blocks(x, Cut(x.shape[2], offsets), order, dtype=wide, impl=impl)
+        order, offsets = sort_labels(assign(x, centroids, impl="torch"), centroids.shape[2])
+        mean = pool_blocks(x, Cut(x.shape[2], offsets), order, dtype=wide, impl="torch")
         centroids = mean.where(offsets.diff(dim=-1)[..., None] > 0, centroids)
     return centroids, order, offsets

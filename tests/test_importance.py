@@ -5,12 +5,15 @@ import torch
 
 import dit_sparse
 from dit_sparse import Context, Grid
+from dit_sparse.constants import golden
 from dit_sparse.core import QKV, Blocks, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.contract import Cut, per_head
 from dit_sparse.kernels.importance import sampled_importance
-from dit_sparse.score.sampled import Sampled, sample, take
+from dit_sparse.kernels.strata import sample_strata
+from dit_sparse.score.sampled import Sampled, sample
 from dit_sparse.testing import Problem, relative_error
-from tests.kernel_cases import DEVICE
+from tests.kernel_cases import DEVICE, offsets
 
 
 def oracle(q, k, q_count, k_count, reduce="max", norm="sum"):
@@ -51,8 +54,8 @@ def test_importance_equals_its_formula(reduce, norm, kv_heads, impl, monkeypatch
     if impl == "triton":
         from dit_sparse.kernels import importance_triton
 
-        # a scratch for three of the eight heads: several launches, the last one short
-        monkeypatch.setattr(importance_triton, "_SCRATCH", 3 * 4 * 30 * 7)
+        # eight tiles for three programs: a scratch is used again
+        monkeypatch.setattr(importance_triton, "_PROGRAMS", 3)
     else:
         monkeypatch.setattr("dit_sparse.kernels.importance._LOGITS", 30_000)
     out = sampled_importance(
@@ -63,14 +66,32 @@ def test_importance_equals_its_formula(reduce, norm, kv_heads, impl, monkeypatch
     assert relative_error(out, want) < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("t", "reduce", "norm"), [(16, "max", "sum"), (4, "mean", "sum"),
+                                                   (16, "max", "max")])  # fmt: skip
+def test_whole_key_blocks_need_no_mask(t, reduce, norm, dtype):
+    """Samples that are powers of two, a run of whole key blocks, then short ones and whole ones."""
+    q = (2 * torch.randn(1, 2, 9 * 16, 40)).to(dtype)
+    k = (2 * torch.randn(1, 1, 13 * t, 40)).to(dtype)
+    q_count = torch.tensor([16] * 8 + [5], dtype=torch.int32)[None, None]
+    k_count = torch.tensor([t] * 10 + [1, t, 2], dtype=torch.int32)[None, None]
+    want = oracle(q, k, q_count, k_count, reduce, norm)
+    out = sampled_importance(
+        *(x.to(DEVICE) for x in (q, k, q_count, k_count)), reduce=reduce, norm=norm, impl="triton"
+    ).cpu()
+    # products of 2-byte numbers are exact in float32, which tensor cores cut instead of rounding
+    wide = torch.finfo(torch.float32).eps * (40 if dtype == torch.float32 else 160)
+    assert out.dtype == torch.float32 and relative_error(out, want) < wide
+
+
 @pytest.mark.parametrize("tokens", [128, 100, 97, 33, 5, 1])
 @pytest.mark.parametrize("size", [32, 8])
 def test_a_sample_is_a_quarter_in_strata(tokens, size):
     blocks, seen = Blocks.uniform(tokens, size), set()
-    s = max(1, blocks.size // 4)
+    s, x = max(1, blocks.size // 4), torch.arange(tokens)[None, None, :, None].double()
     for step in range(60):
-        at, count = sample(blocks, 4, step, torch.device("cpu"))
-        at = at.unflatten(-1, (-1, s))[0, 0]
+        at, count = sample(x, blocks, 4, step)
+        at = at.int().unflatten(2, (-1, s))[0, 0, ..., 0]
         for j, c in enumerate(count[0, 0].tolist()):
             n = min(blocks.size, tokens - j * blocks.size)
             own = (at[j, :c] - j * blocks.size).tolist()
@@ -78,6 +99,28 @@ def test_a_sample_is_a_quarter_in_strata(tokens, size):
             assert all(i * n / c - 1 < p < (i + 1) * n / c and p < n for i, p in enumerate(own))
             seen |= set(at[j, :c].tolist())
     assert seen == set(range(tokens)), "over the steps every token has its turn"
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("cut", "tokens"),
+    [(Cut(32), 100), (Cut(7), 7), (Cut(24, offsets([24, 0, 7, 13])), 44),
+     (Cut(20, offsets([20, 1, 0, 11], heads=3)), 32)],
+    ids=str,
+)  # fmt: skip
+def test_both_forms_take_the_same_tokens(cut, tokens, dtype):
+    x = torch.randn(2, tokens, 3, 30).to(DEVICE, dtype)[..., 1:-5].transpose(1, 2)
+    s, n = -(-cut.size // 4), cut.count(tokens)
+    for shift in (0.0, 0.3, 0.99):
+        (one, count), (two, same) = (
+            sample_strata(x, cut, s, walk=golden(1), shift=shift, impl=i)
+            for i in ("triton", "torch")
+        )
+        assert torch.equal(count, same) and count.dtype == torch.int32
+        real = torch.arange(s, device=DEVICE) < per_head(count, 2, 3)[..., None]
+        one, two = (t.unflatten(2, (n, s)) for t in (one, two))
+        assert torch.equal(one[real], two[real]) and one.isfinite().all()
 
 
 def test_score_is_the_sample_s_importance():
@@ -88,11 +131,31 @@ def test_score_is_the_sample_s_importance():
     layout = method.arrange(p.x, ctx)
     score = method.score(p.x, layout, ctx)
     q, k = (t.gather(2, layout.q.order[..., None].expand_as(t)) for t in p.x[:2])
-    (q_at, q_count), (k_at, k_count) = (sample(b, 4, ctx.step, q.device) for b in layout)
-    want = oracle(take(q, q_at), take(k, k_at), q_count, k_count)
+    (q, q_count), (k, k_count) = (
+        sample(t, b, 4, ctx.step) for t, b in zip((q, k), layout, strict=True)
+    )
+    want = oracle(q, k, q_count, k_count)
     assert relative_error(score, want / want.sum(-1, keepdim=True)) < 1e-12
     other = p.x._replace(k=p.x.k.index_fill(2, torch.arange(105, 114), 9.0))
     assert torch.equal(method.score(other, layout, p.context()), score)
+    # float32 logits of size 20, as above, and a sum over the row
+    single = p.to(torch.float32)
+    kernel = method.score(single.x, layout, single.context("triton"))
+    assert relative_error(kernel, score) < 80 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(
+    ("s", "fields", "says"),
+    [
+        (0, {}, r"s must be a count in \[1, size\], got 0"),
+        (4, {"walk": 1.0}, "walk must lie"),
+        (4, {"shift": -0.1}, "shift must lie"),
+        (4, {"impl": "fast"}, "impl must be"),
+    ],
+)
+def test_bad_strata_are_named(s, fields, says):
+    with pytest.raises(ValueError, match=says):
+        sample_strata(torch.ones(1, 1, 16, 4), 8, s, **{"walk": 0.5, "shift": 0.5, **fields})
 
 
 def test_causal_is_refused():

@@ -88,7 +88,7 @@ def test_grouped_heads_and_chunks(variant, monkeypatch):
     out = run(q, k, v, weights, variant=variant)
     many = run(q, *(t.repeat_interleave(2, 1) for t in (k, v)), weights, variant=variant)
     assert relative_error(out, many) < CLOSE
-    monkeypatch.setattr("dit_sparse.compute.linear.SCRATCH_MB", 0)
+    monkeypatch.setattr("dit_sparse.kernels.linear.SCRATCH_MB", 0)
     assert relative_error(run(q, k, v, weights, variant=variant), out) < CLOSE
 
 

@@ -26,8 +26,9 @@ class Clusters:
     q_clusters, k_clusters: 0 chooses 1.1 (queries) and 3.6 (keys) times the root of the number of
     video tokens, at an average of 64 and 32 tokens or more: 302 and 990 at 75,600 tokens, 36 and 72
     at 2,304. cold_iters: iterations from tokens spread evenly over the sequence; warm_iters: from
-    the centroids of the step before, kept in `ctx.state`. The centroids of this call are left in
-    `ctx.cache` for the stages behind. Used by SVG2, SVG-EAR.
+    the centroids of the step before, kept in `ctx.state`; both sides begin anew when one has
+    another shape. The centroids of this call are left in `ctx.cache` for the stages behind. Used by
+    SVG2, SVG-EAR.
     """
 
     q_clusters: int = 0
@@ -61,26 +62,39 @@ class Clusters:
                 "causal attention cannot be clustered: a cluster holds tokens of all times, so no "
                 "block of it is wholly past or future; use a causal method, e.g. 'sla'"
             )
-        return Layout(self._side("q", x.q, ctx), self._side("k", x.k, ctx))
+        grids, video = {}, {}
+        # keys first: theirs are the longer programs of the launches that both sides share
+        for name, t in (("k", x.k), ("q", x.q)):
+            grid = grids[name] = ctx.grid or Grid(1, 1, t.shape[2])
+            first = grid.text if grid.text_first else 0
+            video[name] = t.detach()[:, :, first : first + grid.video]
+        starts, iterations = self._starts(video, ctx)
+        pairs = [(t, starts[name]) for name, t in video.items()]
+        blocks = {}
+        for name, found in zip(video, kmeans(pairs, iterations, impl=ctx.impl), strict=True):
+            centroids, order, offsets = found
+            ctx.cache[f"{name} centroids"] = centroids
+            # assignment rounds them to this anyway
+            ctx.state[self, name] = centroids.to(video[name].dtype)
+            blocks[name] = _blocks(grids[name], order, offsets)
+        return Layout(blocks["q"], blocks["k"])
 
-    def _side(self, name: str, x: Tensor, ctx: Context) -> Blocks:
-        """Return the clusters of x [B, H, S, D] as blocks, per batch element and head."""
-        grid = ctx.grid or Grid(1, 1, x.shape[2])
-        first = grid.text if grid.text_first else 0
-        x = x.detach()[:, :, first : first + grid.video]
-        clusters = cluster_count(f"{name}_clusters", getattr(self, f"{name}_clusters"), grid.video)
-        start, iterations = ctx.state.get((self, name)), self.warm_iters
-        if start is None or start.shape != (*x.shape[:2], clusters, x.shape[3]):
-            start, iterations = (
-                x[:, :, _spread(grid.video, clusters, str(x.device))],
-                self.cold_iters,
-            )
-        centroids, order, offsets = kmeans(x, start, iterations, impl=ctx.impl)
-        ctx.cache[f"{name} centroids"] = centroids
-        # assignment rounds them to this anyway
-        ctx.state[self, name] = centroids.to(x.dtype)
-        # a cluster may hold all tokens: nothing smaller bounds its size without asking the device
-        return Blocks.with_text(grid, grid.video, order, offsets[..., 1:], device=x.device)
+    def _starts(self, video: dict[str, Tensor], ctx: Context) -> tuple[dict[str, Tensor], int]:
+        """Return where the centroids of each side [B, H, S, D] begin, and how many iterations."""
+        counts = {
+            name: cluster_count(f"{name}_clusters", getattr(self, f"{name}_clusters"), x.shape[2])
+            for name, x in video.items()
+        }
+        last = {name: ctx.state.get((self, name)) for name in video}
+        if all(
+            last[name] is not None and last[name].shape == (*x.shape[:2], counts[name], x.shape[3])
+            for name, x in video.items()
+        ):
+            return last, self.warm_iters
+        return {
+            name: x[:, :, _spread(x.shape[2], counts[name], str(x.device))]
+            for name, x in video.items()
+        }, self.cold_iters
 
 
 def cluster_count(name: str, asked: int, tokens: int) -> int:
@@ -92,6 +106,15 @@ def cluster_count(name: str, asked: int, tokens: int) -> int:
         )
     share, least = _RULE[name]
     return asked or max(1, round(min(share * sqrt(tokens), tokens / least)))
+
+
+def _blocks(grid: Grid, order: Tensor, offsets: Tensor) -> Blocks:
+    """Return the clusters of the video, order [B, H, video] and offsets [B, H, C + 1], as blocks,
+    with the text behind them."""
+    # a cluster may hold all tokens: nothing smaller bounds its size without asking the device
+    if grid.text:
+        return Blocks.with_text(grid, grid.video, order, offsets[..., 1:], device=order.device)
+    return Blocks(grid.video, grid.video, offsets.shape[-1] - 1, order, offsets)
 
 
 @lru_cache(maxsize=32)

@@ -12,11 +12,8 @@ from torch import Tensor
 from dit_sparse.constants import constant, golden
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout, Score, Select
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.losses import masked_losses, pack_keys
 from dit_sparse.parameters import check_count
-
-# bytes of logits and of float32 keys and values at a time: heads are sampled in groups below it
-SCRATCH = 512 << 20
-PIECE = 1024  # keys of one product
 
 
 @dataclass(frozen=True)
@@ -69,26 +66,14 @@ class SampledFrames:
         grid, device = _grid(ctx), str(x.q.device)
         blocks = _orders(grid, self.block, device)[0]
         if not _alike(grid):
-            with torch.no_grad():
-                losses = self.losses(x, ctx)
+            losses = self.losses(x, ctx)
             blocks = _mixed(grid, self.block, device, losses[1] < losses[0])
         return Layout(blocks, blocks)
 
     def losses(self, x: QKV, ctx: Context) -> Tensor:
         """Return the loss of both orders on the sampled queries, [2, B, H] float32 or wider."""
-        grid, device = _grid(ctx), str(x.q.device)
-        blocks = _orders(grid, self.block, device)[0]
-        # what is kept is the same for every head and on both axes: one head tells it
-        layout, one = Layout(blocks, blocks), QKV(*(t[:1, :1] for t in x))
-        keep = self.select(self.score(one, layout, ctx), layout, ctx)[0, 0] > 0
-        rows = sampled_rows(grid.video, self.rows, ctx.step, x.q.device)
-        ends = (grid.text, 0) if grid.text_first else (0, grid.text)
-        seen = []
-        for place in _places(grid, device):
-            block = place // self.block
-            video = keep[block[rows]][:, block]
-            seen.append(torch.nn.functional.pad(video, ends, value=True))
-        return _losses(x, rows + ends[0], torch.stack(seen), ctx.scale)
+        rows, seen = _sample(self, _grid(ctx), ctx.step, str(x.q.device))
+        return masked_losses(*x, rows, seen, scale=ctx.scale, impl=ctx.impl)
 
 
 def sampled_rows(tokens: int, count: int, step: int, device: torch.device | str) -> Tensor:
@@ -96,42 +81,6 @@ def sampled_rows(tokens: int, count: int, step: int, device: torch.device | str)
     count = min(count, tokens)
     shift = int(golden(step, 0.5) * tokens)
     return (torch.arange(count, device=device) * tokens + shift) // count
-
-
-def _losses(x: QKV, rows: Tensor, seen: Tensor, scale: float | None) -> Tensor:
-    """Return mean |masked - full output|^2 over rows [R] for each mask of seen [2, R, S]."""
-    heads, tokens = x.k.shape[1:3]
-    wide = torch.promote_types(x.q.dtype, torch.float32)
-    factor = float(x.q.shape[-1] ** -0.5 if scale is None else scale)
-    # few queries, many keys: only pieces of the key axis give a GPU enough independent products
-    short = -tokens % PIECE
-    pieces = (tokens + short) // PIECE
-    # q: [B, Hkv, 1, G * R, D], the query heads of one key head side by side
-    q = (x.q.index_select(2, rows).to(wide) * factor).unflatten(1, (heads, -1))
-    group, q = q.shape[2], q.flatten(2, 3)[:, :, None]
-    masks = torch.nn.functional.pad(torch.cat([torch.ones_like(seen[:1]), seen]), (0, short))
-    # masks: [3, P, G * R, PIECE]
-    masks = masks.unflatten(2, (pieces, PIECE)).transpose(1, 2).repeat(1, 1, group, 1)
-    width = 3 * q.shape[3] + x.k.shape[-1] + x.v.shape[-1]
-    step = max(1, SCRATCH // (len(q) * tokens * width * wide.itemsize))
-    losses = []
-    for first in range(0, heads, step):
-        part = slice(first, first + step)
-        k, v = (
-            torch.nn.functional.pad(t[:, part].to(wide), (0, 0, 0, short)).unflatten(2, (-1, PIECE))
-            for t in (x.k, x.v)
-        )
-        logits = q[:, part] @ k.mT
-        full, *outs = (_softmax_product(logits.masked_fill(~m, float("-inf")), v) for m in masks)
-        errors = (out.sub(full).square().unflatten(2, (group, -1)) for out in outs)
-        losses.append(torch.stack([error.mean((-2, -1)) for error in errors]))
-    return torch.cat(losses, 2).flatten(2)
-
-
-def _softmax_product(logits: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(logits) @ v over an axis in pieces: [B, H, P, R, n], [B, H, P, n, D]."""
-    p = (logits - logits.amax((2, 4), keepdim=True)).exp_()
-    return (p @ v).sum(2) / p.sum((2, 4))[..., None]
 
 
 def _grid(ctx: Context) -> Grid:
@@ -160,6 +109,28 @@ def _orders(grid: Grid, block: int, device: str) -> tuple[Blocks, Blocks]:
     turned = torch.arange(grid.video, device=device).view(grid.frames, -1).T.flatten()
     frame = Blocks.with_text(grid, block, device=device)
     return frame, Blocks.with_text(grid, block, turned, device=device)
+
+
+# a model samples the same for all layers of a step
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _sample(stage: SampledFrames, grid: Grid, step: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return the sampled tokens [R] int64 and the bits of what they see in both orders, [2, R, W].
+
+    What is kept is the same for every head and on both axes: one head of no features tells it.
+    """
+    blocks = _orders(grid, stage.block, device)[0]
+    layout, ctx = Layout(blocks, blocks), Context(grid=grid)
+    x = QKV(*3 * [torch.zeros(1, 1, grid.tokens, 1, device=device)])
+    keep = stage.select(stage.score(x, layout, ctx), layout, ctx)[0, 0] > 0
+    rows = sampled_rows(grid.video, stage.rows, step, device)
+    ends = (grid.text, 0) if grid.text_first else (0, grid.text)
+    seen = []
+    for place in _places(grid, device):
+        block = place // stage.block
+        video = keep[block[rows]][:, block]
+        seen.append(pack_keys(torch.nn.functional.pad(video, ends, value=True)))
+    return rows + ends[0], torch.stack(seen)
 
 
 @lru_cache(maxsize=16)

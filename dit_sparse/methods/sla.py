@@ -31,15 +31,16 @@ Differs from the paper:
 - inference only: no training loop, no SoftTop-k, no quantised kernel
   (SageSLA, SLA2's low-bit forward). Gradients of q, k, v flow with the
   choice frozen, as in the paper.
-- the linear branch has no kernel of its own: its sums over blocks are one
-  matrix product per head, M N d^2 multiply-adds; the code subtracts the
-  critical blocks from the sum of all, which gives the same sums.
+- the sums over blocks are one matrix product per head, M N d^2 multiply-
+  adds; the code subtracts the critical blocks from the sum of all, which
+  gives the same sums.
 - a row keeps at least one block; floor in the code can give none.
 - blocks are 64 x 64 as in the paper; the code advises block=(128, 64).
 - means and scores stay in float32, so keys are not centred first: that
   shifts all scores of a row alike and changes no choice.
 - for bfloat16 and float16 tensors the branch and its projection run in
-  bfloat16 with float32 sums, as the code's under autocast.
+  bfloat16 with float32 sums, as the code's under autocast; states and
+  their sums are stored so too, the denominator in float32.
 - a row without marginal blocks has O_l = 0; in "sla2" it keeps O_s whole.
 - SLA2 published neither code nor weights: names and shapes are ours, and
   alpha is stored as it is used, in (0, 1). Its maps may have a bias.

@@ -28,8 +28,9 @@ Differs from the paper:
 - the sampled queries are spread evenly over the whole video, at places
   that move with the step and are the same for all heads; the code draws
   them from the first 10,000 tokens.
-- the order is chosen, in float32, by the mask that is then computed; the
-  code chooses by fixed bands of 1.5 to 2 frames.
+- the order is chosen by the mask that is then computed, with products in
+  the tensors' dtype and float32 sums; the code chooses by fixed bands of
+  1.5 to 2 frames.
 - all text tokens see and are seen by everything; the code leaves padding
   out.
 - dense steps and layers differ by model in the code: 20 % and one here.

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_sparse.arranged import arranged
+from dit_sparse.arranged import arranged, video_cut
 from dit_sparse.constants import golden
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.importance import sampled_importance
+from dit_sparse.kernels.strata import sample_strata, take
 
 # the tokens that one pooled token stands for, by level
 FACTORS = {2: 2, 3: 4, 4: 8}
@@ -59,15 +60,16 @@ class Sampled:
                 "causal=True: the sampled importance is a softmax over all keys, also future ones"
             )
         q, k, _ = arranged(x, layout, ctx)
-        q, k = q.detach(), k.detach()
-        q_at, q_count = sample(layout.q, self.every, ctx.step, q.device)
-        k_at, k_count = sample(layout.kv, self.every, ctx.step, k.device)
         if self.similarity:
             limits = self.similarity
-            ctx.once("level_caps", lambda: level_caps(k, layout.kv, limits, q.shape[1]))
+            ctx.once("level_caps", lambda: level_caps(k.detach(), layout.kv, limits, q.shape[1]))
+        (q_some, q_count), (k_some, k_count) = (
+            sample(t, blocks, self.every, ctx.step, ctx.impl)
+            for t, blocks in ((q, layout.q), (k, layout.kv))
+        )
         score = sampled_importance(
-            take(q, q_at),
-            take(k, k_at),
+            q_some,
+            k_some,
             q_count,
             k_count,
             scale=ctx.scale,
@@ -79,33 +81,19 @@ class Sampled:
         return score / score.sum(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).tiny)
 
 
-def sample(blocks: Blocks, every: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return positions [B|1, H|1, N * s] in the arranged video, and how many are real, [.., N].
+def sample(
+    x: Tensor, blocks: Blocks, every: int, step: int, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return s = size / every tokens of each video block, [B, H, N * s, D], and how many are real.
 
-    s = size / every positions per block, one in each of s equal strata; where in its stratum
-    follows a quasi-random sequence over strata and steps. A block of fewer tokens has fewer.
+    x: [B, H, S, D] arranged tokens. Where in its stratum a token is taken follows two independent
+    irrational numbers, the golden ratio over the strata and pi over the steps.
     """
-    bounds = blocks.bounds(device)[..., : blocks.video + 1]
-    start, tokens = bounds[..., :-1, None].long(), bounds.diff(dim=-1)
+    video = x[:, :, : blocks.video_tokens]
     s = max(1, blocks.size // every)
-    count = ((tokens * s + blocks.size - 1) // blocks.size).clamp_(max=s)
-    stratum, one = torch.arange(s, device=device), 1 << 32
-    # steps of two independent irrational numbers, the golden ratio and pi, in fixed point: exact
-    # below 90,000 tokens a block, and not every device has float64
-    inside = (stratum * int(golden(1) * one) + int(step * pi % 1 * one)) % one
-    at = (stratum * one + inside) * tokens[..., None] // count.clamp(min=1)[..., None] // one
-    # past the count, and in an empty block, any position will do
-    at = torch.minimum(at, (tokens - 1).clamp(min=0)[..., None]) + start
-    return at.clamp_(max=blocks.video_tokens - 1).flatten(-2), count.int()
-
-
-def take(x: Tensor, at: Tensor) -> Tensor:
-    """Return tokens [B, H, n, D] of x [B, H, S, D] at positions [B|1, H|1, n]."""
-    if at.shape[:2] == (1, 1):
-        return x.index_select(2, at[0, 0])
-    if at.shape[1] not in (1, x.shape[1]):
-        raise ArgumentError(f"{at.shape[1]} orders of the keys for {x.shape[1]} key heads")
-    return x.gather(2, at[..., None].expand(*x.shape[:2], -1, x.shape[3]))
+    return sample_strata(
+        video, video_cut(blocks), s, walk=golden(1), shift=step * pi % 1, impl=impl
+    )
 
 
 def level_caps(k: Tensor, blocks: Blocks, limits: tuple[float, ...], heads: int) -> Tensor:
