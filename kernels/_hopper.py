@@ -60,8 +60,8 @@ def hopper_kernel(
     column_capacity, scale, stride_eb, stride_eh, stride_em, stride_ob, stride_oh, stride_os, DIM:
     gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, COLUMN_GROUP:
     gl.constexpr, STAGES: gl.constexpr, RINGS: gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT:
-    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, FENCE:
-    gl.constexpr,
+    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr,
+    HAS_FENCE: gl.constexpr,
 ):  # fmt: skip
     HAS_NOTE: gl.constexpr = HAS_SHORT or HAS_COLUMNS
     ring = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
@@ -83,9 +83,9 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
                     STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
             ],
@@ -97,13 +97,13 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, FENCE)),
+                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
                     STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
                 (produce, (source, extras, other, sizes, 1, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,

@@ -112,7 +112,7 @@ def column_steps(extras, place, GROUP: gl.constexpr, BLOCK_N: gl.constexpr):
     shown = n_columns
     steps = (n_columns + BLOCK_N - 1) // BLOCK_N
     if GROUP:
-        shown = uniform(gl.load(count_ptr + place))
+        shown = uniform(gl.minimum(gl.load(count_ptr + place), extras[10]))
         steps = (shown * GROUP + BLOCK_N - 1) // BLOCK_N
     return shown, steps
 

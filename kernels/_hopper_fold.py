@@ -66,7 +66,8 @@ def weigh(s, peak, total, qk_scale, note, reach, HAS_NOTE: gl.constexpr, IS_CAUS
         if IS_CAUSAL:
             s = gl.where(note[None, :] <= reach[:, None], s, float("-inf"))
         else:
-            s = s + note[None, :]
+            # chosen, not added: a hidden key may be anything, and nan + -inf is nan
+            s = gl.where(note[None, :] > float("-inf"), s + note[None, :], float("-inf"))
         top = gl.max(s, 1)
     else:
         top = gl.max(s, 1) * qk_scale
@@ -93,7 +94,8 @@ def rescale(acc, alpha, PACK: gl.constexpr):
 def advance(
     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full, v_empty, ks, vs,
     qk_scale, reach, is_column, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-    HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, FENCE: gl.constexpr,
+    HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, HAS_FENCE:
+    gl.constexpr,
 ):  # fmt: skip
     """Multiply the weights of the step before by its values while this step's logits are made, and
     return this step's weights.
@@ -120,7 +122,7 @@ def advance(
     )
     if HAS_TAIL and HAS_NOTE:
         mass = mass * alpha + gl.where(is_column, row_sum, 0.0)
-    if FENCE:
+    if HAS_FENCE:
         # a wait that never waits: keeps the compiler from moving the next one before the weights
         mbarrier.wait(v_full.index(v_stage), v_phase)
     acc, p = warpgroup_mma_wait(0, deps=[acc, p])
@@ -189,7 +191,7 @@ def finish(
 def consume(
     target, memory, sizes, HALF: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES:
     gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, FENCE: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, HAS_FENCE: gl.constexpr,
 ):  # fmt: skip
     """Attend for 64 rows of every query tile that `mail` announces: four warps."""
     (
@@ -247,7 +249,7 @@ def consume(
                 acc, p, total, peak, mass = advance(
                     acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty, v_full,
                     v_empty, ks, vs, qk_scale, reach, False, DIM, BLOCK_N, STAGES, False, HAS_TAIL,
-                    IS_CAUSAL, FENCE,
+                    IS_CAUSAL, HAS_FENCE,
                 )  # fmt: skip
                 ks += 1
                 vs += 1
@@ -256,7 +258,7 @@ def consume(
                     acc, p, total, peak, mass = advance(
                         acc, p, total, peak, mass, q, k_smem, v_smem, t_smem, k_full, k_empty,
                         v_full, v_empty, ks, vs, qk_scale, reach, step >= kept, DIM, BLOCK_N,
-                        STAGES, True, HAS_TAIL, IS_CAUSAL, FENCE,
+                        STAGES, True, HAS_TAIL, IS_CAUSAL, HAS_FENCE,
                     )  # fmt: skip
                     ks += 1
                     vs += 1

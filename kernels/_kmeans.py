@@ -9,8 +9,8 @@ Four launches an iteration, each for all heads of several tensors ("sides", say 
     mean     the means of the runs, and what the next assignment compares with
 
 Only whole numbers are added atomically, and no place depends on who comes first: equal input gives
-equal output. Launched by kmeans.py, which states formulas and users. Limits: head dims up to 256,
-no float64.
+equal output. Launched by centroid_passes.py, which states formulas and users. Limits: head dims up
+to 256, no float64.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types

@@ -5,7 +5,8 @@
 
 q [B, H, Sq, D], k/v [B, Hkv, Skv, D/Dv], lists kv_count [B, H, M], kv_index [B, H, M, C]; see
 attention.py.
-Users: every method. The kernels are in _attend.py, their loops in _steps.py.
+Users: every method, wherever hopper.py does not run. The kernels are in _attend.py, their loops in
+_steps.py.
 Limits: forward only, head dims up to 256, no float64; ids must be in range (they are not checked
 on the device).
 """

@@ -3,11 +3,12 @@
 Formula and shapes as in attention.py. Any device, any dtype, differentiable, bounded scratch
 memory. Used where Triton is not: CPU, old GPUs, the op's backward.
 
-Rows (one query tile each) are handled in chunks whose gathered keys and values fit the scratch
-limit. On a CPU the rows are first sorted by their number of keys, so that ragged lists are not
-padded to the longest one, and PyTorch's fused CPU kernel does the arithmetic. Elsewhere nothing
-waits for the device: lists are padded to capacity. Listed columns are a second pass over the same
-rows, merged by the log-sum-exp.
+On a CPU, lists short enough for its cache go to _cached.py, unless gradients are wanted; what
+follows is for the rest. Rows (one query tile each) are handled in chunks whose gathered keys and
+values fit the scratch limit. On a CPU the rows are first sorted by their number of keys, so that
+ragged lists are not padded to the longest one, and PyTorch's fused CPU kernel does the arithmetic.
+Elsewhere nothing waits for the device: lists are padded to capacity. Listed columns are a second
+pass over the same rows, merged by the log-sum-exp.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels._keys import Keys, attend, chunks, is_even, merge, scratch_for
+from dit_sparse.kernels import _cached
+from dit_sparse.kernels._keys import Keys, attend, chunks, merge
 from dit_sparse.kernels.contract import Columns, Cut, as_cut, block_bounds, per_head
 from dit_sparse.kernels.tiling import mean_size, query_tiles
 
@@ -31,35 +33,27 @@ _TILE = 128
 
 class _Tiles(NamedTuple):
     """Query tiles as rows: x [R, T, D] queries, head [R] = b H + h, row [R] = (b H + h) M + m,
-    token [R, T] positions, inside [R, T] which of them the tile owns. whole: the tiles of a head
-    are its tokens in order."""
+    token [R, T] positions, inside [R, T] which of them the tile owns."""
 
     x: Tensor
     head: Tensor
     row: Tensor
     token: Tensor
     inside: Tensor
-    whole: bool
 
 
 def _tiles(q: Tensor, cut: Cut) -> _Tiles:
     """Cut the queries into tiles; on a CPU only those that hold tokens."""
     batch, heads, s_q, dim = q.shape
     rows, device = cut.count(s_q), q.device
-    # blocks in so many equal parts
-    parts = -(-cut.size // _TILE)
-    tile = -(-cut.size // parts)
-    whole = cut.offsets is None and cut.size % tile == 0
     if cut.offsets is None:
-        row = torch.arange(rows, device=device).repeat_interleave(parts)
-        inner = torch.arange(parts, device=device).repeat(rows) * tile
+        tile = min(cut.size, _TILE)
+        row = torch.arange(rows, device=device).repeat_interleave(-(-cut.size // tile))
+        inner = torch.arange(-(-cut.size // tile), device=device).repeat(rows) * tile
         row, first = (x.expand(batch, heads, -1) for x in (row, row * cut.size + inner))
-        if whole:
-            row, first = (x[..., : -(-s_q // tile)] for x in (row, first))
     else:
-        if not is_even(cut, s_q):
-            # half the mean size: larger tiles would mostly hold the padding of small clusters
-            tile = min(_TILE, max(16, 1 << (mean_size(cut, s_q) // 2).bit_length()))
+        # half the mean size: whole tiles of 128 would mostly hold the padding of small clusters
+        tile = min(_TILE, max(16, 1 << (mean_size(cut, s_q) // 2).bit_length()))
         row, first = (per_head(x, batch, heads) for x in query_tiles(cut.offsets, s_q, tile))
     ends = per_head(
         torch.nn.functional.pad(block_bounds(cut, s_q, device)[1], (0, 1)), batch, heads
@@ -67,18 +61,15 @@ def _tiles(q: Tensor, cut: Cut) -> _Tiles:
     first, last = first.flatten(), ends.gather(2, row).flatten()
     head = torch.arange(batch * heads, device=device).repeat_interleave(row.shape[2])
     row = (head * rows + row.clamp(max=rows - 1).flatten()).contiguous()
-    if device.type == "cpu" and not whole and bool((last <= first).any()):
+    if device.type == "cpu" and bool((last <= first).any()):
         some = (last > first).nonzero()[:, 0]
         head, row, first, last = (x[some] for x in (head, row, first, last))
     token = first[:, None] + torch.arange(tile, device=device)
     inside = token < last[:, None]
-    if whole:
-        x = torch.nn.functional.pad(q, (0, 0, 0, -s_q % tile)).reshape(-1, tile, dim)
-    else:
-        # places outside repeat token 0
-        at = ((head * s_q)[:, None] + token).where(inside, 0)
-        x = q.reshape(-1, dim).index_select(0, at.flatten()).view(-1, tile, dim)
-    return _Tiles(x, head, row, token, inside, whole)
+    # places outside repeat token 0
+    at = ((head * s_q)[:, None] + token).where(inside, 0)
+    x = q.reshape(-1, dim).index_select(0, at.flatten()).view(-1, tile, dim)
+    return _Tiles(x, head, row, token, inside)
 
 
 def block_sparse_attention(
@@ -87,14 +78,21 @@ def block_sparse_attention(
     Tensor | None = None, causal: bool = False, scale: float | None = None, scratch_mb: int
     | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute attention.block_sparse_attention by gathering; `scratch_mb` bounds the gathered
-    copy."""
+    """Compute attention.block_sparse_attention by gathering; `scratch_mb` bounds the gathered copy
+    and keeps a call from _cached.py."""
     batch, heads, s_q, dim = q.shape
     dim_v, device = v.shape[3], q.device
     scale = dim**-0.5 if scale is None else scale
+    cuts = as_cut(q_blocks), as_cut(kv_blocks)
+    plain = row_mask is None and not causal and scratch_mb is None
+    if plain and _cached.serves(q, k, v, kv_count, *cuts, columns, tail):
+        return _cached.block_sparse_attention(
+            q, k, v, kv_count, kv_index, q_blocks=cuts[0], kv_blocks=cuts[1], columns=columns,
+            tail=tail, scale=scale,
+        )  # fmt: skip
     limit = (scratch_mb or SCRATCH_MB.get(device.type, SCRATCH_MB["default"])) * 2**20
-    tiles = _tiles(q, as_cut(q_blocks))
-    keys = Keys(k, v, as_cut(kv_blocks), heads)
+    tiles = _tiles(q, cuts[0])
+    keys = Keys(k, v, cuts[1], heads)
     shift = k.shape[2] - s_q if causal else None
     out, lse = _listed(tiles, keys, kv_count, kv_index, scale, limit, shift, row_mask)
     if columns is not None and columns.index is not None:
@@ -111,9 +109,6 @@ def block_sparse_attention(
         out, lse = merge(out, lse, o, z)
     elif columns is not None and columns.k.shape[2]:
         out, lse = _add_columns(tiles, out, lse, columns, tail, batch, heads, scale, limit)
-    if tiles.whole:
-        full, low = out.reshape(batch, heads, -1, dim_v), lse.float().reshape(batch, heads, -1)
-        return full[:, :, :s_q], low[:, :, :s_q].contiguous()
     # rows to tokens; everything outside lands in one spare row
     total = batch * heads * s_q
     at = ((tiles.head * s_q)[:, None] + tiles.token).where(tiles.inside, total).flatten()
@@ -132,7 +127,7 @@ def _listed(
     count [B, H, M], index [B, H, M, C]: the lists; shift: Skv - Sq where causal; bias: [B H, Skv];
     row_mask: [B, H or 1, Sq, N].
     """
-    x, head, row, token, inside, _ = tiles
+    x, head, row, token, inside = tiles
     device, tile, capacity = x.device, x.shape[1], index.shape[-1]
     on_cpu = device.type == "cpu"
     # lists: [rows, C] ascending ids, N where empty; a short last block thereby comes last
@@ -142,30 +137,23 @@ def _listed(
         last = torch.where(inside, token, -1).amax(1)
         seen = keys.start[head[:, None], ids] <= (last + shift)[:, None]
         ids = ids.where(seen, keys.blocks).sort(-1).values
-    sizes = keys.room[head[:, None], ids]
+    sizes = keys.size[head[:, None], ids]
     length, order = sizes.sum(-1), None
     if on_cpu and len(length) and (shift is not None or int(length.min()) < int(length.max())):
         order = length.argsort(dim=0, descending=True, stable=True)
-        head, token, ids, sizes, length = (y[order] for y in (head, token, ids, sizes, length))
-    static = min(capacity * keys.cut.size, keys.blocks * keys.width if keys.whole else keys.tokens)
+        x, head, token, ids, sizes, length = (
+            y[order] for y in (x, head, token, ids, sizes, length)
+        )
+    static = min(capacity * keys.cut.size, keys.tokens)
     lengths = length.tolist() if on_cpu else [static] * len(length)
     choice = None if row_mask is None else _choices(row_mask, tiles, keys)
-    per_key = keys.row_bytes + 8 * tile
-    need = shift is not None or choice is not None or bias is not None or not keys.whole
-    places = keys.rows(head, ids) if keys.whole else None
-    scratch = scratch_for(x, keys.k, keys.v, bias)
+    per_key = keys.row_bytes + (0 if on_cpu and choice is None else 8 * tile)
+    need = shift is not None or choice is not None or bias is not None
     outs, lses, done = [], [], 0
-    for lo, hi in chunks(lengths, per_key, limit, torch.get_num_threads() if on_cpu else 1):
+    for lo, hi in chunks(lengths, per_key, limit):
         wide, at = lengths[lo], slice(lo, hi)
-        mine = at if order is None else order[at]
-        position = entry = hidden = add = None
-        if need:
-            position, entry = keys.places(head[at], ids[at], sizes[at], wide)
-        if places is not None:
-            rows = places[at, : -(-wide // keys.width)]
-        else:
-            rows = keys.base[head[at]][:, None] + position
-        kk, vv = (y[:, :wide] for y in keys.take(rows, scratch))
+        kk, vv, position, entry = keys.take(head[at], ids[at], sizes[at], wide, need)
+        hidden = None
         if not on_cpu or lengths[hi - 1] != wide:
             hidden = (torch.arange(wide, device=device) >= length[at, None])[:, None]
             # a row without keys has no key of its own to repeat, and 0 * nan would leak
@@ -175,25 +163,24 @@ def _listed(
         if shift is not None and position is not None:
             late = position[:, None] > (token[at] + shift)[..., None]
             hidden = late if hidden is None else hidden | late
-        if keys.shade is not None:
-            add = keys.shade.index_select(0, rows.flatten()).view(hi - lo, 1, wide)
+        add = None
         if bias is not None and position is not None:
-            mass = bias[head[at][:, None], position][:, None]
-            add = mass if add is None else add + mass
+            add = bias[head[at][:, None], position][:, None]
         if hidden is not None:
             add = x.new_zeros((), dtype=_wide(x)) if add is None else add
             add = add.expand(torch.broadcast_shapes(add.shape, hidden.shape))
             add = add.masked_fill(hidden, float("-inf"))
         if choice is not None and entry is not None:
+            mine = at if order is None else order[at]
             blocks = choice(mine, ids[at]).gather(2, entry[:, None].expand(-1, tile, -1))
             add = blocks if add is None else blocks + add
-        out, lse = attend(
-            x[at] if order is None else x.index_select(0, mine), kk, vv, add, scale, scratch
-        )
+        out, lse = attend(x[at], kk, vv, add, scale)
         if add is not None:
-            blind = (add.detach() == float("-inf")).all(-1).expand(-1, tile)
-            lse = lse.masked_fill(blind, float("-inf"))
-            out = out.masked_fill(blind[..., None], 0)
+            blind = hidden
+            if blind is None or bias is not None or choice is not None:
+                blind = add.detach() == float("-inf")
+            none = blind.all(-1).expand(-1, tile)
+            lse, out = lse.masked_fill(none, float("-inf")), out.masked_fill(none[..., None], 0)
         outs.append(out)
         lses.append(lse)
         done = hi
@@ -203,7 +190,7 @@ def _listed(
     out, lse = torch.cat(outs), torch.cat(lses)
     if order is not None:
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
-        out, lse = (y.index_select(0, back) for y in (out, lse))
+        out, lse = out[back], lse[back]
     return out, lse
 
 
@@ -245,7 +232,7 @@ def _add_columns(
     The share of the columns in the merge is the tail's weight.
     """
     ck, cv = (per_head(y, batch, heads).flatten(0, 1) for y in (columns.k, columns.v))
-    x, row, tile = tiles.x, tiles.row, tiles.x.shape[1]
+    x, row, (tile, dim) = tiles.x, tiles.row, tiles.x.shape[1:]
     n, wide = ck.shape[1], lse.dtype
     bias = shown = None
     if columns.bias is not None:
@@ -253,11 +240,10 @@ def _add_columns(
     if columns.mask is not None:
         shown = per_head(columns.mask != 0, batch, heads).flatten(0, 2)[row]
     step = max(1, limit // (tile * n * 8))
-    scratch = scratch_for(x, ck, cv, bias, tail)
     outs, lses, stop = [out[:0]], [lse[:0]], 0
     for group, size in enumerate(_spans(tiles, batch * heads)):
         b, h = group // heads, group % heads
-        matrix = None if tail is None else scale * per_head(tail, batch, heads)[b, h].to(wide)
+        matrix = None if tail is None else per_head(tail, batch, heads)[b, h].to(wide)
         first, stop = stop, stop + size
         for lo in range(first, stop, step):
             at = slice(lo, min(lo + step, stop))
@@ -265,18 +251,18 @@ def _add_columns(
             if shown is not None:
                 add = (x.new_zeros((), dtype=wide) if add is None else add).expand(at.stop - lo, n)
                 add = add.masked_fill(~shown[at], float("-inf"))
-            blind = None if add is None else add.detach() == float("-inf")
             # keys that no query of the slice sees may hold anything
-            gone = None if blind is None else blind.all(0)[:, None]
+            gone = None if add is None else (add.detach() == float("-inf")).all(0)[:, None]
             k, v = (y[group] if gone is None else y[group].masked_fill(gone, 0) for y in (ck, cv))
-            rep = None if add is None else add[:, None]
-            o, z = attend(x[at], k[None], v[None], rep, scale, scratch)
-            o = o.to(wide)
-            if blind is not None:
-                none = blind.all(-1)[:, None]
-                z, o = z.masked_fill(none, float("-inf")), o.masked_fill(none[..., None], 0)
+            rep = None if add is None else add.repeat_interleave(tile, 0)[None]
+            o, z = attend(x[at].reshape(1, -1, dim), k[None], v[None], rep, scale)
+            o, z = o.view(-1, tile, v.shape[-1]).to(wide), z.view(-1, tile)
+            if add is not None:
+                blind = (add.detach() == float("-inf")).all(-1)[:, None]
+                z = z.masked_fill(blind, float("-inf"))
+                o = o.masked_fill(blind[..., None], 0)
             if matrix is not None:
-                o = torch.baddbmm(o, x[at].to(wide), matrix.expand(at.stop - lo, -1, -1))
+                o = o + scale * (x[at].to(wide) @ matrix)
             o, z = merge(out[at], lse[at], o, z)
             outs.append(o)
             lses.append(z)

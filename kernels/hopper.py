@@ -1,9 +1,11 @@
 """Block-sparse attention on Hopper GPUs: the launcher of the Gluon kernel.
 
 The same formula and arguments as attention.py, which chooses it wherever `why_not` is empty.
-Limits: compute capability 9.0, 2-byte numbers, head dims 64 and 128, query blocks of whole tiles
-of 128 or given by offsets, no causal mask beside columns, no choice by single queries, listed
-columns in groups of 8 to 64.
+Limits: compute capability 9.0, 2-byte numbers, head dims 64 and 128, tensors aligned to 16 bytes,
+fewer than 2^23 keys, query blocks of whole tiles of 128 or given by offsets (64 queries on average
+or more), key blocks of 16 keys on average or more, no causal mask beside columns, no choice by
+single queries, listed columns in groups of 8 to 64. Each call writes its lists once more, as boxes:
+4 bytes for each box of 16 to 128 keys that a row may list.
 The Gluon language is experimental: Triton versions that were not tested run the portable kernel.
 """
 
@@ -53,6 +55,8 @@ def _device_why_not(device: torch.device) -> str:
         return f"tensors are on {device.type}"
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) != (9, 0):
         return f"{torch.cuda.get_device_name(device)} is not of compute capability 9.0"
+    if triton.knobs.runtime.interpret:
+        return "Triton's interpreter runs the kernels"
     version = ".".join(triton.__version__.split(".")[:2])
     if version not in TESTED:
         return f"triton {triton.__version__} was not tested (tested: {', '.join(TESTED)})"
@@ -177,7 +181,7 @@ def block_sparse_attention(
         Q_SIZE=q_cut.size if offsets is None else TILE, BLOCK_N=config.block_n, BOX=box,
         COLUMN_GROUP=group, STAGES=config.stages, RINGS=config.rings, IS_Q_UNIFORM=offsets is None,
         HAS_SHORT=causal or not whole_steps, HAS_COLUMNS=columns is not None,
-        HAS_TAIL=tail is not None, IS_CAUSAL=causal, FENCE=config.fence, num_warps=4,
+        HAS_TAIL=tail is not None, IS_CAUSAL=causal, HAS_FENCE=config.fence, num_warps=4,
         maxnreg=168 if config.rings == 1 else 96,
     )  # fmt: skip
     return out, lse

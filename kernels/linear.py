@@ -69,7 +69,10 @@ def add_linear(
     q_cut, kv_cut = as_cut(q_blocks), as_cut(kv_blocks)
     _check(out, q, k, v, seen, q_cut, kv_cut, join, phi)
     learned = [t[..., None] for t in join if t is not None]
-    if out.stride(-1) == 1 and pick(q, impl, k, v, out, *learned, limit=128) == "triton":
+    chosen = pick(q, impl, k, v, out, *learned, limit=128)
+    if impl == "triton" and out.stride(-1) != 1:
+        raise ValueError(f"impl='triton' cannot run: out has strides {out.stride()}")
+    if chosen == "triton" and out.stride(-1) == 1:
         from dit_sparse.kernels import linear_passes
 
         scratch = SCRATCH_MB * 2**20

@@ -99,7 +99,8 @@ def add_linear(
     scratch: int,
 ) -> None:  # fmt: skip
     """Add the linear branch to `out` in place; see linear.add_linear. Buffers of the states take
-    about `scratch` bytes, or those of one key head."""
+    about `scratch` bytes, or those of one key head; where all keys are seen, one float32 state for
+    each span of 1,024 keys."""
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     dtype = torch.float32 if _wide(q) else torch.bfloat16
     bias = None if bias is None else bias.float().contiguous()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dit_sparse.kernels.contract import per_head
 from dit_sparse.kernels.pool import pick
 
 # bytes of logits and of wide keys and values at a time in the torch form: it takes heads in groups
@@ -96,6 +97,8 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, seen: Tensor, scale
     """Compute the losses from bool masks [2, R, S]; on any device, also the reference."""
     heads, tokens = k.shape[1:3]
     wide = torch.promote_types(q.dtype, torch.float32)
+    if q.device.type == "cpu" and k.shape[3] == v.shape[3]:
+        return _by_fused(q.index_select(2, rows).to(wide), k.to(wide), v.to(wide), seen, scale)
     # few queries, many keys: only pieces of the key axis give a GPU enough independent products
     short = -tokens % _PIECE
     pieces = (tokens + short) // _PIECE
@@ -123,6 +126,16 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, seen: Tensor, scale
         errors = (out.sub(full).square().unflatten(2, (group, -1)) for out in outs)
         losses.append(torch.stack([error.mean((-2, -1)) for error in errors]))
     return torch.cat(losses, 2).flatten(2)
+
+
+def _by_fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Compute the losses of sampled q [B, H, R, D] by PyTorch's fused kernel, which keeps no
+    logits: on a CPU writing them takes longer than the products."""
+    k, v = (per_head(x, *q.shape[:2]) for x in (k, v))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    full, *outs = (attend(q, k, v, attn_mask=m, scale=scale) for m in (None, *seen))
+    outs = (o.where(m.any(-1)[:, None], 0) for o, m in zip(outs, seen, strict=True))
+    return torch.stack([o.sub(full).square().mean((-2, -1)) for o in outs])
 
 
 def _softmax_product(logits: Tensor, v: Tensor) -> Tensor:

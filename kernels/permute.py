@@ -68,14 +68,22 @@ def permute_tokens(
         )
         token_pass(x, cut, order, False, out, mean, False)
         return out, mean
-    if order.shape[0] == order.shape[1] == 1:
-        flat = order[0, 0].long()
-        if inverse:
-            flat = torch.zeros_like(flat).scatter_(
-                0, flat, torch.arange(len(flat), device=flat.device)
-            )
-        out = x.index_select(2, flat)
-    else:
-        at = order.long()[..., None].expand(x.shape)
-        out = torch.zeros_like(x).scatter(2, at, x) if inverse else x.gather(2, at)
+    at = order.long()
+    if inverse:
+        places = torch.arange(at.shape[2], device=at.device).expand(at.shape)
+        at = torch.zeros_like(at).scatter_(2, at, places)
+    out = _rows(x, at)
     return out if blocks is None else (out, pool_blocks(out, blocks, impl="torch"))
+
+
+def _rows(x: Tensor, at: Tensor) -> Tensor:
+    """Return x [B, H, S, D] at tokens [B or 1, H or 1, S], read from the memory order it has."""
+    batch, heads, tokens, dim = x.shape
+    b = torch.arange(batch, device=x.device)[:, None, None]
+    h = torch.arange(heads, device=x.device)[:, None]
+    if x.stride(1) < x.stride(2):
+        table, row = x.transpose(1, 2), (b * tokens + at) * heads + h
+    else:
+        table, row = x, (b * heads + h) * tokens + at
+    # whole rows of memory: several times faster on a CPU than a gather with an index per number
+    return table.reshape(-1, dim).index_select(0, row.flatten()).view(x.shape)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.attention import implementation
-from dit_sparse.kernels.contract import IMPLS, Cut, as_cut, check_cut, per_head
+from dit_sparse.kernels.contract import IMPLS, Cut, as_cut, block_bounds, check_cut, per_head
 
 
 def pick(x: Tensor, impl: str, *moved: Tensor, limit: int = 1 << 30) -> str:
@@ -125,7 +125,7 @@ def block_moments(
     k: Tensor, v: Tensor, blocks: Cut | int, *, impl: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return PISA's statistics (arXiv 2602.01077), float32: kbar [B, H, N, D], vbar [B, H, N, Dv],
-    Hsum [B, H, D, Dv] and the Frobenius norms |H_j| [B, H, N]; no H_j is written to memory.
+    Hsum [B, H, D, Dv] and the Frobenius norms |H_j| [B, H, N].
 
     k: [B, H, S, D], v: [B, H, S, Dv] (kv heads); blocks: block size or Cut. Head dims up to 128 in
         triton.
@@ -137,45 +137,37 @@ def block_moments(
         from dit_sparse.kernels import passes
 
         return passes.block_moments(k, v, cut)
-    ids, n = block_ids(cut, k), cut.count(k.shape[2])
     (k_sum, size), (v_sum, _) = _sums(k, cut), _sums(v, cut)
     kbar, vbar = k_sum / size.clamp(min=1), v_sum / size.clamp(min=1)
-    near = kbar.gather(2, ids.clamp(max=n - 1)[..., None].expand_as(k))
-    # tokens in no block count nowhere
-    centred = (k.to(kbar.dtype) - near).masked_fill((ids == n)[..., None], 0)
-    value = v.to(kbar.dtype).masked_fill((ids == n)[..., None], 0)
-    summed = centred.transpose(2, 3) @ value
+    n, tokens, wide = cut.count(k.shape[2]), k.shape[2], kbar.dtype
     if cut.offsets is None:
-        short = n * cut.size - k.shape[2]
-        a, b = (
-            torch.nn.functional.pad(x, (0, 0, 0, short)).unflatten(2, (n, cut.size))
-            for x in (centred, value)
-        )
-        norm = _gram_norm(a, b)
-    else:
-        # gather every block into a padded tile of the static maximum size
-        start, end = (
-            per_head(x, *k.shape[:2])
-            for x in (cut.offsets[..., :-1].long(), cut.offsets[..., 1:].long())
-        )
-        at = start[..., None] + torch.arange(cut.size, device=k.device)
-        inside = (at < end[..., None]).flatten(2)[..., None]
-        at = at.clamp(max=k.shape[2] - 1).flatten(2)[..., None]
-        tiles = (
-            x.gather(2, at.expand(*at.shape[:3], x.shape[3])).masked_fill(~inside, 0)
-            for x in (centred, value)
-        )
-        a, b = (x.unflatten(2, (n, cut.size)) for x in tiles)
-        norm = _gram_norm(a, b)
-    return kbar, vbar, summed, norm
-
-
-def _gram_norm(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a^T b| per block from [B, H, N, n, D] tiles by the smaller of the two equivalent
-    products."""
-    if a.shape[3] < min(a.shape[4], b.shape[4]):
-        # |a^T b|^2 = sum (a a^T) * (b b^T): n x n instead of D x Dv
-        return ((a @ a.transpose(3, 4)) * (b @ b.transpose(3, 4))).sum((3, 4)).clamp(min=0).sqrt()
-    return torch.stack(
-        [(x.transpose(2, 3) @ y).flatten(2).norm(dim=-1) for x, y in zip(a, b, strict=True)]
+        whole, found = tokens // cut.size, []
+        for first, stop, length in ((0, whole, cut.size), (whole, n, tokens - whole * cut.size)):
+            if first < stop:
+                at = slice(first * cut.size, first * cut.size + (stop - first) * length)
+                a, b = (x[:, :, at].unflatten(2, (stop - first, length)).to(wide) for x in (k, v))
+                found.append(_covariances(a - kbar[:, :, first:stop, None], b))
+        sums, norms = zip(*found, strict=True)
+        return kbar, vbar, torch.stack(sums).sum(0), torch.cat(norms, 2)
+    # gather every block into a padded tile of the static maximum size
+    start, end = (per_head(x, *k.shape[:2]) for x in block_bounds(cut, tokens, k.device))
+    at = start[..., None] + torch.arange(cut.size, device=k.device)
+    outside = (at >= end[..., None])[..., None]
+    at = at.clamp(max=tokens - 1).flatten(2)[..., None]
+    a, b = (
+        x.gather(2, at.expand(*at.shape[:3], x.shape[3])).unflatten(2, (n, cut.size)).to(wide)
+        for x in (k, v)
     )
+    a, b = ((x - mean).masked_fill(outside, 0) for x, mean in ((a, kbar[:, :, :, None]), (b, 0)))
+    return kbar, vbar, *_covariances(a, b)
+
+
+def _covariances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sum_j a_j^T b_j [B, H, D, Dv] and each |a_j^T b_j| [B, H, N], of tiles [B, H, N, n,
+    D]."""
+    if a.shape[3] >= min(a.shape[4], b.shape[4]):
+        h = a.mT @ b
+        return h.sum(2), h.flatten(3).norm(dim=-1)
+    # |a^T b|^2 = sum (a a^T) * (b b^T): n x n instead of D x Dv
+    square = ((a @ a.mT) * (b @ b.mT)).sum((3, 4))
+    return a.flatten(2, 3).mT @ b.flatten(2, 3), square.clamp(min=0).sqrt()

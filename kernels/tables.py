@@ -25,7 +25,7 @@ def query_table(
 
     offsets: [B, H, M + 1] int32, or None for blocks of `size`. Returns int32 [B * H * T * 2 + 1]:
     (row, first token) per tile, unused ones last, then the zero. Sorting by comparison is
-    quadratic: many blocks go unsorted.
+    quadratic: more than 4,096 blocks a head go unsorted.
     """
     batch, heads, rows = kv_count.shape
     length = rows * -(-size // tile) if offsets is None else table_length(tokens, rows, tile)
@@ -38,11 +38,12 @@ def query_table(
         tiles = torch.stack((row.where(~unused, 0), first.where(~unused, 2**31 - 1)), -1).int()
         return torch.nn.functional.pad(tiles.flatten(), (0, 1))
     table = torch.empty(batch * heads * length * 2 + 1, dtype=torch.int32, device=kv_count.device)
+    uniform = offsets is None
+    edges = kv_count if offsets is None else offsets
     table_kernel[(batch * heads * rows,)](
-        kv_count if offsets is None else offsets, kv_count, table,
-        *(kv_count if offsets is None else offsets).stride()[:2], heads, rows, length,
-        batch * heads * length * 2, tokens, TILE=tile, BLOCK=_tune.power_of_2(rows), SIZE=size,
-        IS_UNIFORM=offsets is None, num_warps=4,
+        edges, kv_count, table, *edges.stride()[:2], heads, rows, length,
+        batch * heads * length * 2, tokens, TILE=tile, BLOCK=_tune.power_of_2(rows),
+        SIZE=size if uniform else 1, IS_UNIFORM=uniform, num_warps=4,
     )  # fmt: skip
     return table
 

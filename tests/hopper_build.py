@@ -37,7 +37,7 @@ def build(columns, tail, **flags):
         types["terms_desc"] = f"tensordesc<fp32[1, {block}],{NVMMASharedLayout(0, 32, 2)!r}>"
     types |= {"out_ptr": "*bf16", "lse_ptr": "*fp32", "terms_ptr": "*fp32", "scale": "fp32"}
     constants = {
-        "Q_SIZE": 128, "FENCE": True, "COLUMN_GROUP": columns or 0, "HAS_TAIL": tail,
+        "Q_SIZE": 128, "HAS_FENCE": True, "COLUMN_GROUP": columns or 0, "HAS_TAIL": tail,
         "HAS_COLUMNS": columns is not None, "IS_CAUSAL": False, **flags,
     }  # fmt: skip
     names = list(inspect.signature(hopper_kernel.fn).parameters)

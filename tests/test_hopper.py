@@ -8,10 +8,16 @@ from importlib import import_module
 
 import pytest
 import torch
+import triton
 
+import dit_sparse
+from dit_sparse.compute import attend
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, kernel
 from tests.kernel_cases import compare, offsets
 
+TESTED = (
+    ".".join(triton.__version__.split(".")[:2]) in import_module("dit_sparse.kernels.hopper").TESTED
+)
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 BASE = {"dtype": torch.bfloat16, "d": 128, "q_blocks": 128, "kv_blocks": 128, "s_q": 700}
 # fmt: off
@@ -74,6 +80,7 @@ def test_order():
     assert torch.equal(lse.isinf(), (count == 0).repeat_interleave(128, -1))
 
 
+@pytest.mark.skipif(not TESTED, reason=f"triton {triton.__version__} runs the portable kernel")
 def test_builds():
     """The installed Triton compiles it for compute capability 9.0: products, copies, roles."""
     environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
@@ -139,6 +146,32 @@ def test_taken(d):
     """Whole tiles of queries and boxes of keys run on it."""
     tensors, options = call(d=d, q_blocks=256, kv_blocks=192)
     assert kernel(*tensors, **options) == ("hopper", "a GPU")
+
+
+def test_untested_compilers(monkeypatch):
+    """A Triton that nobody tried, and Triton's interpreter, run the portable kernel."""
+    hopper = import_module("dit_sparse.kernels.hopper")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    assert "interpreter" in hopper._device_why_not.__wrapped__(torch.device("cuda"))
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(triton, "__version__", "4.0.1")
+    assert "4.0.1 was not tested" in hopper._device_why_not.__wrapped__(torch.device("cuda"))
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled(monkeypatch):
+    """What the report wants to know of the device stays out of a graph: it cannot be traced."""
+    asked = []
+    monkeypatch.setattr(attend, "kernel", lambda *args, **shape: asked.append(shape))
+    q, k, v = torch.randn(3, 1, 2, 128, 16)
+    method, grid = dit_sparse.get("draft", keep=0.4), dit_sparse.Grid(2, 8, 8)
+    torch._dynamo.reset()
+    torch.compile(
+        lambda q, k, v: dit_sparse.attention(q, k, v, method, grid=grid), backend="eager"
+    )(q, k, v)
+    assert not asked
 
 
 def test_elsewhere():

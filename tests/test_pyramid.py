@@ -127,7 +127,7 @@ def test_the_remainder_pools_the_video_alone(text, impl):
 
 
 def test_means_pass_gradients_and_the_kernel_refuses_them():
-    k, v = torch.randn(2, 1, 1, 20, 4, dtype=torch.float64, requires_grad=True)
+    k, v = torch.randn(2, 1, 1, 20, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
     assert torch.autograd.gradcheck(lambda k, v: pool_groups(k, v, 12)[:2], (k, v))
     with pytest.raises(ValueError, match="no backward"):
         pool_groups(k.float(), v.float(), 12, impl="triton")

@@ -62,6 +62,20 @@ def test_causal_boxes(equal):
             assert size == box and at + size - 1 <= first
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_many_blocks(equal):
+    """Beyond 4,096 blocks a head the tiles are the same, in no order."""
+    rows, size = 4100, 3
+    tokens = rows * size - 1
+    count = torch.ones(1, 1, rows, dtype=torch.int32, device=DEVICE)
+    edges = torch.arange(rows + 1, dtype=torch.int32, device=DEVICE).mul(size).clamp(max=tokens)
+    table = query_table(None if equal else edges[None, None], count, tokens, 2, size)
+    row, first = table[:-1].view(-1, 2).unbind(1)
+    used = first < edges[1:][row]
+    want = torch.stack((edges[:-1], edges[:-1] + 1, edges[:-1] + 2), 1)[:, ::2].flatten()
+    assert table[-1] == 0 and torch.equal(first[used].sort().values, want[want < tokens])
+
+
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("equal", [True, False])
 def test_query_table(equal):

@@ -47,18 +47,18 @@ def run(
 
     Dense baselines run once per shape. others: False leaves the sparse baselines out.
     """
-    shape, x = None, None
+    shape, x, why = None, None, ""
     for case in cases:
         if case.shape != shape:
             shape, x = case.shape, None
             blocks = (-(-shape.tokens // b) for b in (case.block_q, case.block_kv))
             why = no_room(shape, timer.device, dtype, lists=prod(blocks))
-            if why:
-                yield replace(case.row, why=why)
-                continue
-            x = draw(shape, timer.device, dtype)
-            yield from dense_rows(shape, x, timer)
-        if x is not None:
+            if not why:
+                x = draw(shape, timer.device, dtype)
+                yield from dense_rows(shape, x, timer)
+        if x is None:
+            yield replace(case.row, why=why)
+        else:
             yield from _sparse_rows(case, x, timer, impl, others)
 
 
@@ -111,7 +111,7 @@ def timed(
     except Exception as error:
         # what others ship may fail in any way, and one failure must not cost the other rows
         text = " ".join(str(error).split())[:160]
-        return replace(row, why=f"{type(error).__name__}: {text}")
+        return replace(row, why=f"{type(error).__name__}: {text}", wrong=row.ours)
 
 
 def no_room(shape: Shape, device: torch.device, dtype: torch.dtype, lists: int = 0) -> str:

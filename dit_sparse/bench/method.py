@@ -68,18 +68,15 @@ def run(
     cases: Iterable[Case], timer: Timer, dtype: torch.dtype, impl: str = "auto"
 ) -> Iterator[Row]:
     """Check and time each method and its stages, after the dense baselines of its shape."""
-    shape, x = None, None
+    shape, x, why = None, None, ""
     for case in cases:
         if case.shape != shape:
             shape, x = case.shape, None
             why = no_room(shape, timer.device, dtype)
-            if why:
-                yield replace(case.row, why=why)
-                continue
-            x = draw(shape, timer.device, dtype)
-            yield from dense_rows(shape, x, timer)
-        if x is not None:
-            yield measure(case, x, timer, impl)
+            if not why:
+                x = draw(shape, timer.device, dtype)
+                yield from dense_rows(shape, x, timer)
+        yield replace(case.row, why=why) if x is None else measure(case, x, timer, impl)
 
 
 def measure(case: Case, x: QKV, timer: Timer, impl: str = "auto") -> Row:

@@ -68,7 +68,7 @@ class Row:
     foreign: another project's kernel. settings: how
     it was asked for. density: share of the query-key pairs that its plan computes. ms: median, None
     when it was not timed. error: of the output, as a share of its bound. why: the reason it was not
-    timed; wrong: that its output is wrong. stages: ms of each stage by itself.
+    timed; wrong: that its output is wrong, or that ours failed. stages: ms of each stage by itself.
     """
 
     shape: Shape

@@ -83,13 +83,17 @@ class Run:
         from dit_sparse.bench import plot, table
         from dit_sparse.bench.machine import Timer, facts, measure_limits
         from dit_sparse.bench.results import Result
-        from dit_sparse.kernels.attention import implementation
+        from dit_sparse.kernels import attention
 
         screen, device = Screen(self.quiet, self.json), torch.device(device_of(self.device))
         name = self.dtype if self.dtype != "auto" else "bfloat16" if self.on_gpu else "float32"
         dtype, timer = getattr(torch, DTYPES[name]), Timer(device, self.quick)
-        like = torch.empty(1, 1, 1, cases[0].row.shape.head_dim, device=device, dtype=dtype)
-        chosen = (self.impl, "asked for") if self.impl != "auto" else implementation(like)
+        if device.type == "cuda":
+            # events and launches belong to the current device
+            torch.cuda.set_device(device.index or 0)
+        like = torch.empty(1, 1, 128, cases[0].row.shape.head_dim, device=device, dtype=dtype)
+        # for blocks of 128; a row of another kernel says so
+        chosen = attention.kernel(like, like, like, q_blocks=128, kv_blocks=128, impl=self.impl)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(_calm(self.debug, kind == "step"))

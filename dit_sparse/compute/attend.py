@@ -47,8 +47,9 @@ class Attend:
             "row_mask": row_mask,
             "causal": plan.causal,
         }
-        # for the report
-        ctx.once("kernel", lambda: kernel(*moved, **shape, impl=ctx.impl))
+        if not torch.compiler.is_compiling():
+            # for the report; a compiler could not trace the questions it asks of the device
+            ctx.once("kernel", lambda: kernel(*moved, **shape, impl=ctx.impl))
         out, lse = block_sparse_attention(
             *moved, kv_count, kv_index, **shape, tail=tail, scale=ctx.scale, impl=ctx.impl
         )

@@ -61,10 +61,10 @@ class Linear(Remainder):
         if self.mix:
             join = Join(alpha=_alpha(ctx, rows, out))
         else:
-            dim, bias = out.shape[-1], None
-            if "proj_l.bias" in ctx.weights:
-                bias = ctx.learned("proj_l.bias", dim)
-            join = Join(ctx.learned("proj_l.weight", dim, dim), bias)
+            dim = out.shape[-1]
+            weight = ctx.learned("proj_l.weight", dim, dim)
+            has_bias = "proj_l.bias" in ctx.weights
+            join = Join(weight, ctx.learned("proj_l.bias", dim) if has_bias else None)
         return add_linear(
             out,
             x.q[:, :, : rows.video_tokens],

@@ -160,8 +160,10 @@ class Session:
             weights=layer_weights(self.method, layer, q.device, self.parts[part].name),
         )
         x = QKV(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        plan = self.method.plan(x, call)
-        out = self.method.compute(x, plan, call)
+        # kernels are launched on the current device, which need not be that of the pipeline
+        with torch.cuda.device_of(q):
+            plan = self.method.plan(x, call)
+            out = self.method.compute(x, plan, call)
         tally.densities.append(plan.density())
         if "kernel" in call.cache:
             name, why = call.cache["kernel"]
