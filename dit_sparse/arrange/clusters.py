@@ -85,9 +85,11 @@ class Clusters:
             name: cluster_count(f"{name}_clusters", getattr(self, f"{name}_clusters"), x.shape[2])
             for name, x in video.items()
         }
-        last = {name: ctx.state.get((self, name)) for name in video}
-        if all(
-            last[name] is not None and last[name].shape == (*x.shape[:2], counts[name], x.shape[3])
+        last: dict[str, Tensor] = {
+            name: ctx.state[self, name] for name in video if (self, name) in ctx.state
+        }
+        if len(last) == len(video) and all(
+            last[name].shape == (*x.shape[:2], counts[name], x.shape[3])
             for name, x in video.items()
         ):
             return last, self.warm_iters
