@@ -156,12 +156,13 @@ def stage_calls(x: QKV, method: Method, ctx: Context) -> tuple[dict[str, Any], P
     """Return a call for every stage by itself, and the plan.
 
     layout: order and cut. move: q, k, v into that order. score, select. compute: all the rest, of
-    which `kernel` is the attention kernel with its extras and `kept` the same lists without them.
-    Each call finds in its cache what the stages before it left there.
+    which `kernel` is the attention kernel with its extras and `kept` the same lists without columns
+    and tail. Each call finds in its cache what the stages before it left there, and begins from
+    the state that `ctx` holds now.
     """
 
     def context(cache: dict) -> Context:
-        return replace(ctx, cache=dict(cache))
+        return replace(ctx, cache=dict(cache), state=dict(ctx.state))
 
     own = context({})
     layout = method.arrange(x, own)
@@ -170,7 +171,7 @@ def stage_calls(x: QKV, method: Method, ctx: Context) -> tuple[dict[str, Any], P
     moved = dict(own.cache)
     score = method.score(x, layout, own)
     scored = dict(own.cache)
-    # a method that moves its clusters at every call has another layout now
+    # arranging moved the clusters kept in that state: the plan begins from the same ones
     own = context({})
     plan = method.plan(x, own)
     arranged(x, plan.layout, own)
@@ -180,7 +181,8 @@ def stage_calls(x: QKV, method: Method, ctx: Context) -> tuple[dict[str, Any], P
     if spy.call_args is None:
         raise ArgumentError("this method makes no call of the block-sparse kernel")
     args, options = spy.call_args
-    bare = {**options, "columns": None, "tail": None, "row_mask": None}
+    # a choice by single queries stays: it is what they keep
+    bare = {**options, "columns": None, "tail": None}
     calls = {
         "layout": lambda: method.arrange(x, context({})),
         "move": lambda: arranged(x, layout, context(placed)),

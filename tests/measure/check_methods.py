@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,10 +30,8 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dit_sparse
-from dit_sparse.arranged import arranged
-from dit_sparse.compute import attend
+from dit_sparse.bench.method import STAGES, stage_calls
 from dit_sparse.core import QKV, Context
-from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.testing import PROPERTIES, check_property, relative_error
 from dit_sparse.weights import layer_weights
 
@@ -58,7 +55,6 @@ RUNS = (
     ("sla", {}),
     ("sla", {"variant": "global"}),
 )
-STAGES = ("layout", "move", "score", "select", "compute", "kernel", "kept")
 
 
 def conformance(device: str) -> tuple[list[str], list[str]]:
@@ -139,31 +135,7 @@ def projections(dim: int) -> Iterator[str]:
 
 def stages(x: QKV, method, call: Context, tiny: bool) -> dict[str, float]:
     """Return the milliseconds of every stage by itself; `call` is the context of a warm call."""
-
-    def context(cache: dict) -> Context:
-        return replace(call, cache=dict(cache), state=dict(call.state))
-
-    ctx = context({})
-    layout = method.arrange(x, ctx)
-    placed = dict(ctx.cache)
-    arranged(x, layout, ctx)
-    moved = dict(ctx.cache)
-    score = method.score(x, layout, ctx)
-    scored = dict(ctx.cache)
-    plan = method.plan(x, ctx)
-    with mock.patch.object(attend, "block_sparse_attention", wraps=block_sparse_attention) as spy:
-        method.compute(x, plan, ctx)
-    args, options = spy.call_args
-    bare = {**options, "columns": None, "tail": None}
-    calls = {
-        "layout": lambda: method.arrange(x, context({})),
-        "move": lambda: arranged(x, layout, context(placed)),
-        "score": lambda: method.score(x, layout, context(moved)),
-        "select": lambda: method.select(score, layout, context(scored)),
-        "compute": lambda: method.compute(x, plan, context(scored)),
-        "kernel": lambda: block_sparse_attention(*args, **options),
-        "kept": lambda: block_sparse_attention(*args, **bare),
-    }
+    calls, _ = stage_calls(x, method, call)
     return {name: round(device_ms(calls[name], tiny), 4) for name in STAGES}
 
 
