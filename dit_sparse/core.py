@@ -17,9 +17,11 @@ from torch import Tensor
 
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
-from dit_sparse.tokens import QKV, Blocks, Grid, Layout
+from dit_sparse.tokens import QKV, Blocks, Grid, Heads, Layout, on_device
 
-__all__ = ["QKV", "Blocks", "Context", "Grid", "Known", "Layout", "Method", "Plan"]
+__all__ = [
+    "QKV", "Blocks", "Context", "Grid", "Heads", "Known", "Layout", "Method", "Plan", "on_device",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -73,6 +75,7 @@ class Context:
 
     state: a dict per (layer, CFG branch) that lives for one generation; the only thing a
     method may write. cache: a dict for this call alone, shared by its stages through `once`.
+    heads: which heads of the model these are, where the tensors hold a part of them (None: all).
     weights: this layer's learned tensors by name; empty when the method runs without.
     """
 
@@ -81,6 +84,7 @@ class Context:
     step: int = 0
     steps: int = 1
     causal: bool = False
+    heads: Heads | None = None
     scale: float | None = None
     impl: str = "auto"
     state: dict[Hashable, Any] = field(default_factory=dict)
@@ -100,10 +104,8 @@ class Context:
             have = ", ".join(sorted(self.weights)) or "none"
             raise ArgumentError(f"weights: layer {self.layer} has no {name!r}; it has: {have}")
         if found.shape != shape:
-            raise ArgumentError(
-                f"weights: {name!r} of layer {self.layer} has shape {list(found.shape)}; "
-                f"these tensors need {list(shape)}"
-            )
+            has = f"{name!r} of layer {self.layer} has shape {list(found.shape)}"
+            raise ArgumentError(f"weights: {has}; these tensors need {list(shape)}")
         return found
 
 
@@ -173,12 +175,9 @@ class Method:
     tensors: tuple[str, ...] = ()
 
     def check(
-        self,
-        layers: int,
-        heads: int | None = None,
-        steps: int | None = None,
-        grid: Grid | None = None,
-    ) -> None:
+        self, layers: int, heads: int | None = None, steps: int | None = None, grid: Grid | None =
+        None,
+    ) -> None:  # fmt: skip
         """Raise where a parameter cannot work in a model or, with steps and grid, a generation.
 
         layers: self-attention layers of the model. What is None is not known yet: call again when
@@ -195,6 +194,7 @@ class Method:
                 if sparse and isinstance(part, Checked):
                     part.check(known)
 
+    @on_device
     def plan(self, x: QKV, ctx: Context) -> Plan:
         """Arrange, score and select: what `compute` would run for these tensors."""
         layout = self.arrange(x, ctx)
@@ -207,16 +207,13 @@ class Method:
             level = self.select(score, layout, ctx)
         # text rows and columns are kept exactly, whatever the method: written once, here
         text_q, text_kv = layout.q.text_blocks, layout.kv.text_blocks
-        skipped = ~level.flatten(-2).any(-1)[..., None, None]
-        level = torch.nn.functional.pad(level, (0, text_kv, 0, text_q), value=1)
         if text_q or text_kv:
             # a head of which nothing at all is kept is skipped whole, its text too
+            skipped = ~level.flatten(-2).any(-1)[..., None, None]
+            level = torch.nn.functional.pad(level, (0, text_kv, 0, text_q), value=1)
             level = level.masked_fill(skipped, 0)
         capacity = self.select.capacity(layout.kv.video)
-        if text_q or ctx.causal or capacity is None:
-            capacity = None
-        elif text_kv:
-            capacity += text_kv
+        capacity = None if text_q or ctx.causal or capacity is None else capacity + text_kv
         return Plan(layout, level, ctx.causal, capacity)
 
     def __call__(self, x: QKV, ctx: Context) -> Tensor:
@@ -228,6 +225,12 @@ class Method:
     def with_schedule(self, schedule: Schedule | None) -> Method:
         """Return this method under another schedule (None keeps its own)."""
         return self if schedule is None else replace(self, schedule=schedule)
+
+    def with_quant(self, quant: str) -> Method:
+        """Return this method with its attention in "fp8", or not ("none")."""
+        if not hasattr(self.compute, "quant"):
+            raise ArgumentError(f"quant={quant!r} needs attention to blocks, not {self.compute}")
+        return replace(self, compute=replace(self.compute, quant=quant))
 
 
 def _parts(value: Any) -> Iterator[Any]:

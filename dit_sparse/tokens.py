@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from dit_sparse.errors import ArgumentError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,35 @@ class Grid:
         return max(sizes), order, ends
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Heads of a model that a process holds: `first` and those after it, of `total`."""
+
+    first: int
+    total: int
+
+
 class QKV(NamedTuple):
     """The tensors of one attention call: q [B, H, Sq, D], k and v [B, Hkv, Skv, D]."""
 
     q: Tensor
     k: Tensor
     v: Tensor
+
+
+def on_device(call: Callable[P, T]) -> Callable[P, T]:
+    """Run a method (self, x: QKV, ...) on the device of x: kernels start on the current one."""
+
+    @wraps(call)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        q = next(x.q for x in (*args, *kwargs.values()) if isinstance(x, QKV))
+        # a compiler does this itself, and could not trace it
+        if not q.is_cuda or torch.compiler.is_compiling():
+            return call(*args, **kwargs)
+        with torch.cuda.device_of(q):
+            return call(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +206,19 @@ class Layout(NamedTuple):
     def uniform(cls, x: QKV, size: int, kv_size: int | None = None) -> Layout:
         """Cut queries and keys, in the given order, every `size` and every `kv_size` tokens."""
         return cls(_uniform(x.q.shape[2], size), _uniform(x.k.shape[2], kv_size or size))
+
+    def own(self, device: torch.device | str = "cpu", segment: int = 1) -> Tensor:
+        """Return which key blocks hold tokens of a query block, bool [B|1, H|1, M, N].
+
+        The last query stands at the last key. segment: also those that share one with a query
+        block, where every `segment` keys are one.
+        """
+        shift = self.kv.length - self.q.length
+        rows = self.q.bounds(device)[..., : self.q.video + 1] + shift
+        cols = self.kv.bounds(device)[..., None, : self.kv.video + 1]
+        first = rows[..., :-1, None] // segment * segment
+        stop = -(-rows[..., 1:, None] // segment) * segment
+        return (cols[..., :-1] < stop) & (cols[..., 1:] > first)
 
 
 @lru_cache(maxsize=32)

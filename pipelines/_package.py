@@ -8,6 +8,7 @@ file in its place.
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any
     if host not in ours:
         raise UnsupportedModelError(
             f"model={str(path)!r}: its pipeline class {host} is not supported; "
-            f"supported: {', '.join(sorted(ours))}"
+            f"nearest: {', '.join(get_close_matches(host or '', ours, n=3, cutoff=0))}; "
+            "`dit-sparse models` lists the transformers that can be sparse"
         )
     if not {"dtype", "torch_dtype"} & set(options):
         full = builtin or not torch.cuda.is_available()

@@ -1,26 +1,33 @@
-"""FLUX.1: one joint sequence, text first; double and single blocks count as one row of layers."""
+"""FLUX.1: one joint sequence, text first; Kontext has its reference picture behind the other."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_sparse.integrations.adapters import Adapter, Sizes
+from dit_sparse.integrations.adapters import Adapter
 from dit_sparse.pipelines._adapter import drop_in
-
-
-def packed_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
-    """Read the lengths of packed latents [B, S, C] and text [B, S, C]; `img_ids` tell the rest."""
-    return 1, 1, given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
-
+from dit_sparse.pipelines._sizes import text_and_packed
 
 ADAPTERS = (
     Adapter(
         classes=("FluxTransformer2DModel",),
         attention=r"(single_)?transformer_blocks\.\d+\.attn",
-        sizes=packed_sizes,
+        sizes=text_and_packed,
         ids="img_ids",
         text="prefix",
     ),
 )
 
-PIPELINES = {"SparseFluxPipeline": "FluxPipeline"}
+PIPELINES = {
+    "SparseFluxPipeline": "FluxPipeline",
+    "SparseFluxImg2ImgPipeline": "FluxImg2ImgPipeline",
+    "SparseFluxInpaintPipeline": "FluxInpaintPipeline",
+    "SparseFluxKontextPipeline": "FluxKontextPipeline",
+    "SparseFluxKontextInpaintPipeline": "FluxKontextInpaintPipeline",
+    "SparseFluxFillPipeline": "FluxFillPipeline",
+    "SparseFluxControlPipeline": "FluxControlPipeline",
+    "SparseFluxControlImg2ImgPipeline": "FluxControlImg2ImgPipeline",
+    "SparseFluxControlInpaintPipeline": "FluxControlInpaintPipeline",
+    "SparseFluxControlNetPipeline": "FluxControlNetPipeline",
+    "SparseFluxControlNetImg2ImgPipeline": "FluxControlNetImg2ImgPipeline",
+    "SparseFluxControlNetInpaintPipeline": "FluxControlNetInpaintPipeline",
+    "SparseVisualClozePipeline": "VisualClozePipeline",
+    "SparseVisualClozeGenerationPipeline": "VisualClozeGenerationPipeline",
+}
 __getattr__ = drop_in(__name__, PIPELINES)

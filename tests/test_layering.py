@@ -36,6 +36,13 @@ ALLOWED = {
     ),
     "dit_sparse/metrics.py": ("errors",),
     "dit_sparse/media.py": ("errors",),
+    "dit_sparse/quality": (
+        "core", "errors", "schedule", "parameters", "registry", "reporting", "media", "metrics",
+        "arranged", "kernels", "compute", "integrations", "quality", "bench.plot",
+    ),
+    "dit_sparse/inspection": (
+        "core", "errors", "media", "integrations.session", "quality", "inspection",
+    ),
     "dit_sparse/world.py": ("errors",),
     "dit_sparse/adherence.py": ("errors", "world"),
     "pipelines": ("integrations", "profile", "errors", "pipelines", "api"),

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanPipeline
 
 import dit_sparse
-from dit_sparse.integrations.adapters import box
+from dit_sparse.integrations.adapters import box, joined
 from tests.probe import DRAFT, LOG, STEPS, probe, quiet, run
 from tests.tiny_wan import tiny_wan
 
@@ -50,10 +50,16 @@ def test_compiles_to_one_graph(regional):
     assert len(graphs) == 1 and [entry[:4] for entry in LOG] == log
 
 
-@pytest.mark.parametrize(("ring", "words"), [(2, r"ring \(degree 2\)"), (1, "Ulysses")])
-def test_refuses_context_parallelism(ring, words):
+PARALLEL = [
+    ({"ring_degree": 2, "ulysses_degree": 1}, r"ring attention \(ring_degree=2\)"),
+    ({"ring_degree": 1, "ulysses_degree": 4}, "2 heads, which 4 processes"),
+]
+
+
+@pytest.mark.parametrize(("degrees", "words"), PARALLEL)
+def test_refuses_context_parallelism(degrees, words):
     model = tiny_wan().transformer
-    parallel = SimpleNamespace(context_parallel_config=SimpleNamespace(ring_degree=ring))
+    parallel = SimpleNamespace(context_parallel_config=SimpleNamespace(**degrees))
     model.blocks[0].attn1.processor._parallel_config = parallel
     with pytest.raises(dit_sparse.DitSparseError, match=words):
         dit_sparse.enable(model, "pisa")
@@ -80,7 +86,18 @@ def ids(frames, height, width):
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 5, 3), (2, 4, 1), (3, 1, 300), (1, 300, 3)])
 def test_box_of_token_positions(size):
     rows = ids(*size)
-    assert box(rows) == box(rows[None]) == box(rows.bfloat16() + 2) == size
+    found = (*size, 0)
+    assert box(rows) == box(rows[None]) == box(rows.bfloat16() + 2) == box(rows.flip(0)) == found
+    assert box(torch.cat([rows, torch.ones(len(rows), 1)], 1)) == found
     if len(rows) > 4:
-        assert box(rows[:-1]) != size and box(rows.flip(0)) in (size, None)
-    assert box(torch.cat([ids(1, 4, 4), ids(1, 3, 5) + torch.tensor([1, 0, 0])])) is None
+        assert box(rows[:-1]) != found
+
+
+def test_box_of_several_pictures():
+    """The first one and those of its size; what else is there are extra tokens."""
+    first, second, other = (ids(1, 4, 4) + torch.tensor([n, 0, 0]) for n in (0, 10, 20))
+    assert box(torch.cat([first, second, ids(1, 3, 5) + 30])) == (2, 4, 4, 15)
+    assert box(torch.cat([first, ids(1, 3, 5) + 1, other])) == (1, 4, 4, 31)
+    assert joined([(1, 4, 4), (2, 4, 4), (1, 3, 5), (1, 4, 4)]) == (3, 4, 4, 31)
+    assert box(ids(5, 1, 1).expand(5, 3)) == (5, 1, 1, 0)
+    assert box(torch.tensor([[0, 0, 0], [1, 1, 1], [2, 2, 2]])) is None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.arranged import video_cut
+from dit_sparse.arranged import Arranged, video_cut
 from dit_sparse.compute.remainder import Remainder
-from dit_sparse.core import QKV, Blocks, Context, Plan, Score
+from dit_sparse.core import Blocks, Context, Plan, Score
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.linear import PHI, Join, add_linear
 from dit_sparse.kernels.lists import top_blocks
@@ -50,7 +50,10 @@ class Linear(Remainder):
         if share and self.score is None:
             raise ArgumentError(f"negligible={share!r} needs a score that ranks the blocks")
 
-    def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+    def by_block(self, ctx: Context) -> bool:
+        return bool(ctx.weights)
+
+    def finish(self, out: Tensor, lse: Tensor, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
         if not ctx.weights:
             return out
         if plan.causal:
@@ -78,7 +81,7 @@ class Linear(Remainder):
             impl=ctx.impl,
         )
 
-    def marginal(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+    def marginal(self, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
         """Return which video blocks the branch covers, bool [B, H, M, N]."""
         q, kv = plan.layout
         rest = plan.level[..., : q.video, : kv.video] == 0
@@ -86,16 +89,17 @@ class Linear(Remainder):
         count = int(self.negligible * kv.video + 1e-6)
         if not count or self.score is None:
             return rest
-        score = self.score(x, plan.layout, ctx)
+        score = self.score(x.given, plan.layout, ctx)
         return rest & (top_blocks(score, kv.video - count, impl=ctx.impl) != 0)
 
 
 def _alpha(ctx: Context, q: Blocks, out: Tensor) -> Tensor:
     """Return alpha [1, H, M] from its stored form [M], [H, M] or [1]."""
     heads, m = out.shape[1], q.video
+    first, total = (ctx.heads.first, ctx.heads.total) if ctx.heads else (0, heads)
     stored = ctx.weights.get("alpha")
     shape = (m,)
     if stored is not None and (stored.ndim == 2 or tuple(stored.shape) == (1,)):
-        shape = (heads, m) if stored.ndim == 2 else (1,)
+        shape = (total, m) if stored.ndim == 2 else (1,)
     alpha = ctx.learned("alpha", *shape).to(torch.promote_types(out.dtype, torch.float32))
-    return alpha.expand(1, heads, m)
+    return alpha.expand(1, total, m)[:, first : first + heads]

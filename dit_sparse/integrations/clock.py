@@ -68,6 +68,10 @@ class Clock:
         told = getattr(context, "num_inference_steps", None)
         if told is None and current is not None:
             told = getattr(pipe, "_num_timesteps", None)
+        if told is None and source == "value":
+            # a modular pipeline tells nothing, but has set its scheduler up
+            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+            told = None if timesteps is None else len(timesteps)
         self.steps = 0 if told is None else max(int(told), step + 1)
         key = (part, name or "")
         self.seen[key] = self.seen.get(key, 0) + 1

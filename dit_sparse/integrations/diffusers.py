@@ -24,6 +24,8 @@ from dit_sparse.schedule import Schedule
 from dit_sparse.weights import check_weights
 
 M = TypeVar("M")
+# the names that pipelines have for their transformers
+COMPONENTS = ("transformer", "transformer_2", "unconditional_transformer")
 _last: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
@@ -181,7 +183,7 @@ def _transformers(model: Any) -> dict[str, nn.Module]:
     if isinstance(model, nn.Module):
         return {"transformer": getattr(model, "_orig_mod", model)}
     parts = {}
-    for name in ("transformer", "transformer_2"):
+    for name in COMPONENTS:
         part = getattr(model, name, None)
         if isinstance(part, nn.Module):
             parts[name] = getattr(part, "_orig_mod", part)

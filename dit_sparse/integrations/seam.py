@@ -4,6 +4,8 @@
     attention   ─ layer hook ─▶ (layer, ctx) for this thread
     dispatcher  ─ our backend ─▶ attend(q, k, v, mask, layer, ctx)   method, or dense with a reason
 
+Where a processor calls PyTorch's attention itself, `capture.py` leads it to the same op.
+
 Both ops are opaque to `torch.compile`, and what changes between calls reaches them in tensors or is
 read when the graph runs: one graph for all layers and steps. Private names of diffusers are used in
 this file only, and checked once at import.
@@ -12,8 +14,11 @@ this file only, and checked once at import.
 from __future__ import annotations
 
 import inspect
-import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,6 +26,9 @@ from torch import Tensor, nn
 
 from dit_sparse.errors import DitSparseError, MissingDependencyError
 from dit_sparse.integrations.adapters import Adapter
+from dit_sparse.integrations.capture import Here, capture, is_captured, now, release
+from dit_sparse.integrations.parallel import Ulysses
+from dit_sparse.integrations.sequence import Sequence
 from dit_sparse.integrations.session import Part, Session
 
 try:
@@ -28,6 +36,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("this needs diffusers: pip install 'diffusers>=0.35'") from error
 try:
+    from diffusers.hooks._helpers import AttentionProcessorRegistry
     from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
     from diffusers.models.attention_dispatch import (
         AttentionBackendName,
@@ -41,7 +50,12 @@ try:
     BACKEND._name_ = BACKEND._value_ = "dit_sparse"
     # these honour a mask
     MASKED = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
-    register_backend = _AttentionBackendRegistry.register(BACKEND)
+    # before 0.36 there was no context parallelism to support
+    _shares = "supports_context_parallel"
+    _known = inspect.signature(_AttentionBackendRegistry.register).parameters
+    register_backend = _AttentionBackendRegistry.register(
+        BACKEND, **({_shares: True} if _shares in _known else {})
+    )
 except (ImportError, AttributeError, TypeError) as error:
     raise DitSparseError(
         f"diffusers {host.__version__} with torch {torch.__version__} has no attention dispatcher "
@@ -53,58 +67,104 @@ HOOK = "dit_sparse"
 DTYPE = "dtype" if hasattr(host.utils.deprecation_utils, "_resolve_dtype") else "torch_dtype"
 
 
-class _Now(threading.local):
-    """The attention layer this thread is in: (layer number, context), both int64 on the CPU."""
-
-    call: tuple[Tensor, Tensor] | None = None
-
-
-_now = _Now()
-
-
 def check(root: nn.Module, adapter: Adapter) -> None:
     """Raise when a supported class cannot be enabled as it stands."""
     name, layers = type(root).__name__, adapter.layers(root)
-    seams = [hasattr(getattr(m, "processor", None), "_attention_backend") for m in layers]
-    if not layers or not all(seams):
+    if not layers:
         raise DitSparseError(
-            f"{name} of diffusers {host.__version__}: {sum(seams)} of {len(layers)} modules "
-            f"named like {adapter.attention!r} use the dispatcher; {adapter.needs} to 0.42 work"
+            f"{name} of diffusers {host.__version__} has no module named like "
+            f"{adapter.attention!r}; diffusers {adapter.needs} to 0.42 work"
         )
-    for layer in layers:
-        config = getattr(layer.processor, "_parallel_config", None)
-        parallel = getattr(config, "context_parallel_config", None)
-        if parallel is not None:
-            ring = getattr(parallel, "ring_degree", 1) or 1
-            kind = f"ring (degree {ring})" if ring > 1 else "Ulysses"
-            raise DitSparseError(f"{name} uses {kind} context parallelism, which is not supported")
+    parallel, heads = _context_parallel(layers), adapter.heads(layers)
+    if parallel is None:
+        return
+    if (parallel.ring_degree or 1) > 1:
+        raise DitSparseError(
+            f"{name} uses ring attention (ring_degree={parallel.ring_degree}), which no sparse "
+            "method supports; use ContextParallelConfig(ulysses_degree=...)"
+        )
+    ranks, anything = parallel.ulysses_degree, getattr(parallel, "ulysses_anything", False)
+    if heads and (heads < ranks or (heads % ranks and not anything)):
+        raise DitSparseError(
+            f"{name} has {heads} heads, which {ranks} processes cannot share evenly; use a degree "
+            f"that divides {heads}" + (", or ulysses_anything=True" if heads > ranks else "")
+        )
 
 
 def attach(root: nn.Module, name: str, adapter: Adapter, session: Session) -> None:
     """Hook a transformer up to a session."""
     layers = adapter.layers(root)
-    part = Part(name, adapter, [layer.processor._attention_backend for layer in layers])
+    dense = [_dense_backend(layer) for layer in layers]
+    part = Part(name, adapter, dense, ulysses=_ulysses(layers), shard=_shard(root))
     ctx = session.add(part)
     hook = RootHook(session, root, adapter, ctx)
-    part.context = hook.host_context
+    part.context, part.lost = hook.host_context, partial(_lost, weakref.ref(root))
     HookRegistry.check_if_exists_or_initialize(root).register_hook(hook, HOOK)
     hook.forward = root.forward
     for number, layer in enumerate(layers):
-        _Layer.enable(layer, number, ctx)
+        _Layer.enable(layer, number, ctx, adapter, part.ulysses is not None)
 
 
 def detach(root: nn.Module) -> None:
     """Undo `attach`; does nothing when not attached."""
-    layers: list[Any] = [m for m in root.modules() if hasattr(m, "_dit_sparse_layer")]
-    for layer in layers:
+    for layer in _layers(root):
         layer._dit_sparse_layer.disable(layer)
     _unhook(root)
 
 
 def lost(root: nn.Module) -> tuple[int, int]:
-    """Return how many layers no longer have our backend value, and how many should."""
-    layers: list[Any] = [m for m in root.modules() if hasattr(m, "_dit_sparse_layer")]
-    return sum(m.processor._attention_backend is not BACKEND for m in layers), len(layers)
+    """Return how many layers do not lead to us any more, and how many should."""
+    layers = _layers(root)
+    return sum(not _is_ours(layer) for layer in layers), len(layers)
+
+
+def _lost(root: Callable[[], nn.Module | None]) -> tuple[int, int]:
+    """Return `lost` of a transformer that the session must not keep alive."""
+    found = root()
+    return (0, 0) if found is None else lost(found)
+
+
+def _layers(root: nn.Module) -> list[Any]:
+    """Return the attention modules of a transformer that `attach` changed."""
+    return [m for m in root.modules() if hasattr(m, "_dit_sparse_layer")]
+
+
+def _dense_backend(layer: Any) -> Any:
+    """Return the backend of a layer: its own value, PyTorch's where it does not ask for one."""
+    native = AttentionBackendName.NATIVE
+    return getattr(getattr(layer, "processor", None), "_attention_backend", native)
+
+
+def _is_ours(layer: Any) -> bool:
+    """Return whether a layer leads to us: by its backend value, or captured."""
+    owner = getattr(layer, "processor", layer)
+    return getattr(owner, "_attention_backend", None) is BACKEND or is_captured(owner)
+
+
+def _context_parallel(layers: list[Any]) -> Any:
+    """Return the configuration of context parallelism that the host gave these layers, or None."""
+    for layer in layers:
+        config = getattr(getattr(layer, "processor", None), "_parallel_config", None)
+        parallel = getattr(config, "context_parallel_config", None)
+        if parallel is not None:
+            return parallel
+    return None
+
+
+def _ulysses(layers: list[Any]) -> Ulysses | None:
+    """Return the group of processes that share the sequences of these layers, or None."""
+    parallel = _context_parallel(layers)
+    if parallel is None:
+        return None
+    mesh = parallel._ulysses_mesh
+    return Ulysses(mesh.get_local_rank(), mesh.size(), mesh.get_group())
+
+
+def _shard(root: Any) -> tuple[int, int]:
+    """Return (rank, ranks) of tensor parallelism, where each process has heads of its own."""
+    config = getattr(root, "_parallel_config", None)
+    mesh = getattr(getattr(config, "tensor_parallel_config", None), "_mesh", None)
+    return (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
 
 
 class RootHook(ModelHook):
@@ -121,9 +181,11 @@ class RootHook(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        ids = None if self.adapter.ids is None else given.get(self.adapter.ids)
+        ids = self.adapter.positions(given)
         sizes = list(self.adapter.sizes(module, given))
         torch.ops.dit_sparse.enter(self.ctx, given.get(self.adapter.timestep), ids, sizes)
+        if self.adapter.unset:
+            return (), {**given, **dict.fromkeys(self.adapter.unset)}
         return args, kwargs
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -138,37 +200,72 @@ class RootHook(ModelHook):
 
 @dataclass(frozen=True)
 class _Layer:
-    """What `enable` did to an attention module: the backend it replaced, the hooks it added."""
+    """What `enable` did to an attention module: what it replaced, the hooks it added.
 
-    before: Any
+    processor: the original one, None when there is none. backend: its value.
+    """
+
+    processor: Any
+    backend: Any
     hooks: tuple[Any, ...]
 
     @classmethod
-    def enable(cls, module: Any, number: int, ctx: Tensor) -> None:
+    def enable(
+        cls,
+        module: Any,
+        number: int,
+        ctx: Tensor,
+        adapter: Adapter,
+        parallel: bool,
+    ) -> None:
         # plain attributes, not buffers: `.to("cuda")` must leave them on the CPU
-        module._dit_sparse = (torch.tensor(number), ctx)
+        module._dit_sparse = Here(torch.tensor(number), ctx, parallel)
         # hooks of torch, not of diffusers: a wrapped `forward` is an object of its own in each
         # layer, and `compile_repeated_blocks` would compile every one of them
         hooks = (module.register_forward_pre_hook(_inside), module.register_forward_hook(_outside))
-        module._dit_sparse_layer = cls(module.processor._attention_backend, hooks)
-        module.processor._attention_backend = BACKEND
+        before, backend = getattr(module, "processor", None), _dense_backend(module)
+        module._dit_sparse_layer = cls(before, backend, hooks)
+        if adapter.processor is not None:
+            module.processor = adapter.processor(before)
+        owner = getattr(module, "processor", module)
+        if hasattr(owner, "_attention_backend") and not adapter.captured:
+            owner._attention_backend = BACKEND
+        else:
+            capture(owner)
+            _introduce(type(owner))
 
     def disable(self, module: Any) -> None:
-        if module.processor._attention_backend is BACKEND:
-            module.processor._attention_backend = self.before
+        if _is_ours(module):
+            owner = getattr(module, "processor", module)
+            if is_captured(owner):
+                release(owner)
+            elif owner is self.processor:
+                owner._attention_backend = self.backend
+            else:
+                module.processor = self.processor
         for hook in self.hooks:
             hook.remove()
         del module._dit_sparse, module._dit_sparse_layer
 
 
+def _introduce(captured: type) -> None:
+    """Make a captured class known to diffusers' guiders, where its host class is."""
+    with suppress(ValueError):
+        known = AttentionProcessorRegistry.get(captured.__bases__[0])
+        AttentionProcessorRegistry.register(captured, known)
+
+
 def _inside(module: Any, args: Any) -> None:
-    """Tell the backend which layer it is called for."""
-    _now.call = module._dit_sparse
+    """Tell the backend which layer it is called for, unless a guider skips its attention scores."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hooks = () if registry is None else registry.hooks.values()
+    skipped = any(getattr(hook, "skip_attention_scores", False) for hook in hooks)
+    now.call = None if skipped else module._dit_sparse
 
 
 def _outside(module: nn.Module, args: Any, output: Any) -> None:
     """Forget the layer: a backend value shared by other modules must not use it."""
-    _now.call = None
+    now.call = None
 
 
 @register_backend
@@ -184,14 +281,19 @@ def _backend(
     _parallel_config: Any = None,
 ) -> Tensor:
     """Attend [B, S, H, D] through the op; what it cannot take goes to the process-wide backend."""
-    if _parallel_config is not None:
-        raise DitSparseError("context parallelism is not supported, but was enabled afterwards")
-    call, plain = _now.call, attn_mask is None or isinstance(attn_mask, Tensor)
-    if call is None or dropout_p or not plain:
-        return dispatch_attention_fn(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+    call, plain = now.call, attn_mask is None or isinstance(attn_mask, Tensor)
+    if call is not None and _parallel_config is not None and not call.parallel:
+        raise DitSparseError(
+            "enable_parallelism was called after dit_sparse.enable; call enable again"
         )
-    return torch.ops.dit_sparse.attend(query, key, value, attn_mask, *call, is_causal, scale)
+    if call is None or dropout_p or not plain:
+        shared = {} if _parallel_config is None else {"parallel_config": _parallel_config}
+        return dispatch_attention_fn(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **shared
+        )
+    return torch.ops.dit_sparse.attend(
+        query, key, value, attn_mask, call.layer, call.ctx, is_causal, scale
+    )
 
 
 # both ops read Python state: a CUDA graph must not swallow them
@@ -217,15 +319,20 @@ def _attend(
     scale: float | None,
 ) -> Tensor:
     session, number = Session.of(ctx), int(layer)
-    odd = "an attention mask, which no method honours" if mask is not None else ""
-    odd = "causal attention" if causal else odd
-    out = session.attend(q, k, v, number, ctx, scale, odd)
+    part, of = session.parts[int(ctx[1])], Sequence(*ctx[4:9].tolist())
+    tokens, heads = q.shape[1:3]
+    if part.ulysses is not None:
+        q, k, v = (part.ulysses.gather(x, of) for x in (q, k, v))
+        mask = None if mask is None else part.ulysses.gather_mask(mask, of)
+    out = session.attend(q, k, v, number, ctx, scale, mask, causal, part.heads(heads))
     if out is None:
-        backend = session.parts[int(ctx[1])].dense[number]
+        backend = part.dense[number]
         if mask is not None and backend not in MASKED:
             backend = AttentionBackendName.NATIVE
         gqa = q.shape[2] != k.shape[2]
         out = dispatch_attention_fn(q, k, v, mask, 0.0, causal, scale, gqa, backend=backend)
+    if part.ulysses is not None:
+        out = part.ulysses.scatter(out, of, tokens, heads)
     return out.contiguous()
 
 

@@ -8,15 +8,18 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dit_sparse.compute.attend import Dense
-from dit_sparse.core import QKV, Context, Method
+from dit_sparse.core import QKV, Context, Grid, Heads, Method, Plan
+from dit_sparse.errors import BrokenOutputError
 from dit_sparse.integrations.adapters import Adapter, box
 from dit_sparse.integrations.clock import Clock
+from dit_sparse.integrations.parallel import Ulysses
+from dit_sparse.integrations.sequence import REST, Group, Sequence, groups, valid_tokens
 from dit_sparse.profile import Profile
 from dit_sparse.reporting import Cell, Progress
 from dit_sparse.weights import layer_weights
@@ -33,13 +36,51 @@ class Part:
     """One transformer of an enabled model.
 
     dense: the backend each layer had before. context: returns diffusers' cache context, its name
-    (before 0.38) or None.
+    (before 0.38) or None. lost: returns how many layers lead elsewhere, and of how many. ulysses:
+    the processes that share its sequences. shard: (rank, ranks) of tensor parallelism, which gives
+    every process heads of its own.
     """
 
     name: str
     adapter: Adapter
     dense: list[Any]
     context: Callable[[], Any] = lambda: None
+    lost: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    ulysses: Ulysses | None = None
+    shard: tuple[int, int] = (0, 1)
+
+    def heads(self, held: int) -> Heads:
+        """Return which of all heads attend in this process, whose projections make `held`."""
+        rank, ranks = self.shard
+        own = self.ulysses.heads(held) if self.ulysses else Heads(0, held)
+        return Heads(rank * held + own.first, ranks * held)
+
+
+class Call(NamedTuple):
+    """One sparse call of one transformer, as `Session.watch` is told of it.
+
+    x: q, k, v; out: [B, H, S, Dv]; branch: which of the CFG branches, counted from 0.
+    """
+
+    part: str
+    layer: int
+    step: int
+    branch: int
+    x: QKV
+    plan: Plan
+    out: Tensor
+    ctx: Context
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call is: transformer, layer, step, CFG branch, and its number among several alike."""
+
+    part: int
+    layer: int
+    step: int
+    branch: int
+    call: int
 
 
 @dataclass
@@ -55,7 +96,8 @@ class Session:
     """What `enable` creates. Compiled graphs hold only its number, in the context tensor.
 
     The context tensor is int64 on the CPU: handle, part, step, steps, frames, height, width,
-    text, branch. It is written by `enter` and read by `attend` when the graph runs.
+    extra tokens before and after, branch. It is written by `enter` and read by `attend` when the
+    graph runs. watch: called with every sparse `Call`.
     """
 
     def __init__(
@@ -66,12 +108,16 @@ class Session:
         self.pipe = weakref.ref(model)
         self.parts: list[Part] = []
         self.clock = Clock()
-        self.states: dict[tuple[int, int, int], dict] = {}
+        self.states: dict[tuple[int, ...], dict] = {}
         self.tallies: dict[tuple[int, int, int], Tally] = {}
-        self.checked: set[tuple[int, ...]] = set()
+        self.checked: set[tuple[Any, ...]] = set()
+        self.groups: dict[tuple[Any, ...], tuple[Group, ...] | str] = {}
+        self.counts: dict[tuple[int, int], int] = {}
+        self.seen: list[tuple[Place, Tensor, Tensor]] = []
         self.implementations: dict[str, str] = {}
-        self.box: tuple[Any, tuple[int, int, int] | None] = (None, None)
+        self.boxes: dict[tuple[Any, ...], tuple[int, int, int, int] | None] = {}
         self.warned = False
+        self.watch: Callable[[Call], None] | None = None
         self.handle = next(_handles)
         _live[self.handle] = self
 
@@ -85,11 +131,11 @@ class Session:
         return _live[int(ctx[0])]
 
     def add(self, part: Part) -> Tensor:
-        """Add a transformer; return its context tensor [9]."""
+        """Add a transformer; return its context tensor [10]."""
         self.parts.append(part)
         # outside inference mode, for it is written again at every step
         with torch.inference_mode(False):
-            return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 7])
+            return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 8])
 
     def enter(
         self, ctx: Tensor, timestep: Tensor | None, ids: Tensor | None, sizes: list[int]
@@ -101,28 +147,48 @@ class Session:
         def read() -> float:
             return 0.0 if timestep is None else float(timestep.max())
 
+        self.groups.clear()
+        self.counts.clear()
         branch = self.clock.tick(str(part), self.parts[part].context(), self.pipe(), read)
         generation, step = self.clock.generation, self.clock.step
         if generation != before[0]:
             self.states.clear()
             self.tallies.clear()
-            self.box = (None, None)
-        elif step != before[1] and not self.tallies and not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"dit_sparse: no self-attention call of {self.model} arrived in its first step; "
-                "was set_attention_backend called after enable? Call enable again",
-                stacklevel=2,
-            )
-        frames, height, width, text = sizes
+            self.boxes.clear()
+        elif before[1] == 0 != step:
+            self._warn_if_lost()
+        if (generation, step) != before:
+            self._stop_if_broken()
         if ids is not None:
-            # positions cannot change within a generation: one wait for the device, not one per step
-            key = (part, tuple(ids.shape), ids.data_ptr())
-            if self.box[0] != key:
-                self.box = (key, box(ids))
-            frames, height, width = self.box[1] or (0, 0, 0)
-        values = [step, self.clock.steps, frames, height, width, text, branch]
-        ctx[2:] = torch.tensor(values)
+            sizes = self._placed(part, ids, sizes)
+        ctx[2:] = torch.tensor([step, self.clock.steps, *sizes, branch])
+
+    def _warn_if_lost(self) -> None:
+        """Warn once when attention layers do not lead here, or did not in the first step."""
+        lost, layers = (sum(n) for n in zip(*(p.lost() for p in self.parts), strict=True))
+        if self.warned or (self.tallies and not lost):
+            return
+        self.warned = True
+        what = f"{lost} of {layers} self-attention layers of {self.model} lost the sparse backend"
+        if not lost:
+            what = f"no self-attention call of {self.model} arrived in its first step"
+        warnings.warn(
+            f"dit_sparse: {what}; was set_attention_backend or set_attn_processor called after "
+            "enable? Call enable again",
+            stacklevel=2,
+        )
+
+    def _placed(self, part: int, ids: Tensor, sizes: list[int]) -> list[int]:
+        """Return the sizes of a call as the positions [S, 3 or more] of its tokens tell them."""
+        frames, height, width, before, after = sizes
+        last = before == REST
+        # positions cannot change within a generation: one wait for the device, not one per step
+        key = (part, tuple(ids.shape), tuple(sizes), ids.data_ptr())
+        if key not in self.boxes:
+            ids = ids.flip(-2) if last else ids[..., -frames * height * width :, :]
+            self.boxes[key] = box(ids)
+        *found, rest = self.boxes[key] or (0, 0, 0, 0)
+        return [*found, rest, after] if last else [*found, before, after + rest]
 
     def attend(
         self,
@@ -132,63 +198,111 @@ class Session:
         layer: int,
         ctx: Tensor,
         scale: float | None,
-        odd: str,
+        mask: Tensor | None,
+        causal: bool,
+        heads: Heads,
     ) -> Tensor | None:
-        """Run the method on q, k, v [B, S, H, D]; None when this call must be dense.
-
-        odd: what makes the call one that no method honours, "" when nothing does.
-        """
+        """Run the method on q, k, v [B, S, H, D]; None when this call must be dense."""
         _, part, step, steps, *sizes, branch = ctx.tolist()
+        if causal and self.parts[part].adapter.text_causal:
+            return None
         steps = steps or ASSUMED_STEPS
-        reason = odd or self._why_never(q, k, sizes)
-        if not reason:
-            self._check(part, q.shape[2], steps, sizes)
-            reason = self._why_dense(layer, step, steps)
+        at = Place(part, layer, step, branch, self._count(part, layer))
+        adapter = self.parts[part].adapter
+        of = Sequence(*sizes).of(k.shape[1], adapter.alone, adapter.twice)
+        found = self._groups(q, k, of, part, mask, causal)
+        if not isinstance(found, str):
+            for group in found:
+                self._check(part, heads.total, steps, group.grid)
+            found = self._why_dense(layer, step, steps) or found
         tally = self.tallies.setdefault((part, layer, step), Tally())
         tally.calls += 1
-        if reason:
-            tally.reasons[reason] += 1
+        if isinstance(found, str):
+            tally.reasons[found] += 1
             return None
+        queries, q = q.shape[1], of.spread(q)
+        out, densities = None, []
+        for number, group in enumerate(found):
+            x = QKV(*(group.take(t).transpose(1, 2) for t in (q, k, v)))
+            part_out, density = self._run(x, group.grid, at, number, steps, scale, heads)
+            part_out = part_out.transpose(1, 2)
+            densities.append(density)
+            if part_out.shape[:2] == q.shape[:2] and isinstance(group.tokens, slice):
+                out = part_out
+            else:
+                out = q.new_zeros(*q.shape[:3], v.shape[3]) if out is None else out
+                group.put(out, part_out)
+        tally.densities.append(torch.stack(densities).mean())
+        assert out is not None
+        return of.collect(out, queries)
+
+    def _run(
+        self,
+        x: QKV,
+        grid: Grid,
+        at: Place,
+        group: int,
+        steps: int,
+        scale: float | None,
+        heads: Heads,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the method on a group of samples; return the output [b, H, s, D] and the density."""
+        part = self.parts[at.part]
         call = Context(
-            grid=self.parts[part].adapter.grid(*sizes),
-            layer=layer,
-            step=step,
+            grid=grid,
+            layer=at.layer,
+            step=at.step,
             steps=steps,
+            heads=heads,
             scale=scale,
             impl=self.impl,
-            state=self.states.setdefault((part, layer, branch), {}),
-            weights=layer_weights(self.method, layer, q.device, self.parts[part].name),
+            state=self.states.setdefault((at.part, at.layer, at.branch, at.call, group), {}),
+            weights=layer_weights(self.method, at.layer, x.q.device, part.name),
         )
-        x = QKV(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        # kernels are launched on the current device, which need not be that of the pipeline
-        with torch.cuda.device_of(q):
-            plan = self.method.plan(x, call)
-            out = self.method.compute(x, plan, call)
-        tally.densities.append(plan.density())
+        plan = self.method.plan(x, call)
+        out = self.method.compute(x, plan, call)
+        # a channel of every token is enough: what is not finite spreads in the next layer
+        self.seen.append((at, x.v[..., 0].sum(), out[..., 0].sum()))
+        if self.watch is not None:
+            self.watch(Call(part.name, at.layer, at.step, at.branch, x, plan, out, call))
         if "kernel" in call.cache:
             name, why = call.cache["kernel"]
             self.implementations[name] = why
-        return out.transpose(1, 2)
+        return out, plan.density()
 
-    def _check(self, part: int, heads: int, steps: int, sizes: list[int]) -> None:
+    def _count(self, part: int, layer: int) -> int:
+        """Return how many calls of a layer came before in this call of its transformer."""
+        count = self.counts.get((part, layer), 0)
+        self.counts[part, layer] = count + 1
+        return count
+
+    def _groups(
+        self, q: Tensor, k: Tensor, of: Sequence, part: int, mask: Tensor | None, causal: bool
+    ) -> tuple[Group, ...] | str:
+        """Return which samples and tokens the method sees, or why it cannot see any."""
+        kind = self.parts[part].adapter.mask
+        reason = of.why_not(q.shape[1], k.shape[1], mask is not None)
+        reason = "the method is dense" if isinstance(self.method.compute, Dense) else reason
+        reason = "causal attention" if causal else reason
+        if mask is not None and kind == "none":
+            reason = "an attention mask, which no method honours"
+        if reason:
+            return reason
+        # what a mask says is read once per transformer call, for all of its layers
+        key = (of, q.device, None if mask is None else tuple(mask.shape))
+        if key not in self.groups:
+            valid = None if mask is None else valid_tokens(mask, kind, of.before)
+            odd = mask is not None and valid is None
+            found = "a mask that says more than which tokens are valid"
+            self.groups[key] = found if odd else groups(of, valid, q.device)
+        return self.groups[key]
+
+    def _check(self, part: int, heads: int, steps: int, grid: Grid) -> None:
         """Raise where the method does not fit, before a dense first step and once per setting."""
-        setting = (part, heads, steps, *sizes)
+        setting = (part, heads, steps, grid)
         if setting not in self.checked:
-            of = self.parts[part]
-            self.method.check(len(of.dense), heads, steps, of.adapter.grid(*sizes))
+            self.method.check(len(self.parts[part].dense), heads, steps, grid)
             self.checked.add(setting)
-
-    def _why_never(self, q: Tensor, k: Tensor, sizes: list[int]) -> str:
-        """Return the reason why calls like this cannot be sparse at any step, "" when they can."""
-        frames, height, width, text = sizes
-        tokens = frames * height * width + text
-        if not frames:
-            return "the tokens form no single box of frames x rows x columns"
-        if not q.shape[1] == k.shape[1] == tokens:
-            return f"q has {q.shape[1]} tokens, k {k.shape[1]}, the grid {tokens}"
-        if isinstance(self.method.compute, Dense):
-            return "the method is dense"
-        return ""
 
     def _why_dense(self, layer: int, step: int, steps: int) -> str:
         """Return the reason why the schedule makes a call dense, "" when it does not."""
@@ -198,10 +312,34 @@ class Session:
             return "schedule: a dense first step" if early else "schedule: a dense layer"
         return ""
 
+    def _stop_if_broken(self) -> None:
+        """Raise when a sparse call since the last look gave numbers that are not finite.
+
+        Waits for the device, so it is asked once per step.
+        """
+        seen, self.seen = self.seen, []
+        if not seen:
+            return
+        finite = torch.stack([torch.stack(pair) for _, *pair in seen]).isfinite().tolist()
+        for (at, *_), (before, after) in zip(seen, finite, strict=True):
+            if not after:
+                whose = (
+                    f"{self.label} made them from finite v; try impl='torch', another dtype, or "
+                    "dit_sparse.disable(model)"
+                    if before
+                    else "v was so already when the layer got it, so the model itself or its dtype "
+                    "is the cause"
+                )
+                raise BrokenOutputError(
+                    f"layer {at.layer} of {self.parts[at.part].name} gave NaN or infinite values "
+                    f"at step {at.step}: {whose}"
+                )
+
     def end(self) -> None:
         """Free the state; the next call starts a new generation."""
         self.clock.ended = True
         self.states.clear()
+        self._stop_if_broken()
 
     def cells(self, step: int | None = None) -> tuple[Cell, ...]:
         """Return what was counted, for one step or all; waits for the device."""

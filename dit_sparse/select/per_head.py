@@ -40,7 +40,8 @@ class Band:
         n, first, grid = layout.kv.video, 0, ctx.grid
         if self.first_frame and grid is not None and grid.frames > 1:
             first = -(-grid.height * grid.width // layout.kv.size)
-        return (score >= -band_width(_of_video(self.keep, layout), n, first)).to(torch.int8)
+        width = band_width(_of_video(self.keep, layout), n, first)
+        return (score >= -width).view(torch.int8)
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,13 @@ class Table:
                     )
 
     def __call__(self, ctx: Context, heads: int) -> str:
-        """Return the letters of the heads at the layer and step of a call."""
+        """Return the letters of the heads of a call, at its layer and step."""
+        first, total = (ctx.heads.first, ctx.heads.total) if ctx.heads else (0, heads)
         if isinstance(self.rows, str):
-            return (self.rows * -(-heads // len(self.rows)))[:heads]
-        return self._row(ctx.layer, ctx.step, ctx.steps, heads)
+            row = self.rows * -(-total // len(self.rows))
+        else:
+            row = self._row(ctx.layer, ctx.step, ctx.steps, total)
+        return row[first : first + heads]
 
     def check(self, known: Known) -> None:
         """Raise unless every sparse layer has a row, at every sparse step, a letter per head."""
@@ -149,7 +153,7 @@ class PerHead:
         }
         edges = tuple(float(lowest[mode]) for mode in self.table(ctx, score.shape[1]))
         edge = constant(edges, torch.float32, str(score.device))
-        return (score >= edge[:, None, None]).to(torch.int8)
+        return (score >= edge[:, None, None]).view(torch.int8)
 
 
 @lru_cache(maxsize=1024)

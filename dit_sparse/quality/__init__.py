@@ -1,0 +1,1 @@
+"""How good sparse attention is: inside the layers, on the videos, and with what certainty."""

@@ -1,0 +1,111 @@
+"""Ulysses over processes: what two of them make together is what one makes alone."""
+
+import os
+import socket
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import dit_sparse
+from dit_sparse.core import Heads
+from dit_sparse.integrations.parallel import Ulysses, split
+from dit_sparse.integrations.sequence import Sequence
+from tests.tiny.case import cases
+
+# the letters differ, so that a wrong head shows
+METHODS = {
+    "draft": {"keep": 0.4, "patch": (3, 2), "dense_steps": 0, "dense_layers": 0},
+    "sparse_vdit": {"table": "DSMF", "block": 16, "dense_steps": 0},
+}
+# the host's own gathering over gloo takes equal shares alone
+EVEN = {"hidden_states": lambda x: torch.cat([x, x[:, :, :1]], 2)}
+MODELS = {
+    "WanTransformer3DModel": ({"num_attention_heads": 4}, EVEN),
+    # text and picture are split one by one: the exchanged tokens must be put in order
+    "FluxTransformer2DModel-reference": ({"num_attention_heads": 4}, {}),
+}
+
+
+def run(case, model, change):
+    """Return the output for two samples, with some of the arguments changed."""
+    torch.manual_seed(1)
+    given = case.inputs(case.texts)
+    given |= {key: make(given[key]) for key, make in change.items()}
+    with torch.no_grad():
+        return model(**given, return_dict=False)[0]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+def begin(rank, ranks, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+
+
+def exchange(rank, ranks, port):
+    begin(rank, ranks, port)
+    torch.manual_seed(0)
+    for heads, of in ((4, Sequence(2, 3, 4, 6, 2)), (3, Sequence(1, 5, 7, 0, 3))):
+        whole = torch.randn(2, of.tokens, heads, 5)
+        pieces = whole.split([of.before, of.box, of.after], 1)
+        mine = torch.cat([p.tensor_split(ranks, 1)[rank] for p in pieces], 1)
+        ulysses = Ulysses(rank, ranks)
+        first = ulysses.heads(heads)
+        share = split(heads, ranks)[rank]
+        there = ulysses.gather(mine, of)
+        assert torch.equal(there, whole[:, :, first.first : first.first + share])
+        assert torch.equal(ulysses.scatter(there, of, mine.shape[1], heads), mine)
+        mask = torch.rand(2, 1, 1, of.tokens) > 0.5
+        cut = [p.tensor_split(ranks, 3)[rank] for p in mask.split([of.before, of.box, of.after], 3)]
+        assert torch.equal(ulysses.gather_mask(torch.cat(cut, 3), of), mask)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_exchange(ranks):
+    mp.spawn(exchange, (ranks, free_port()), nprocs=ranks)
+
+
+def test_heads_of_processes():
+    assert split(7, 3) == [3, 2, 2]
+    assert [Ulysses(r, 3).heads(7) for r in range(3)] == [Heads(0, 7), Heads(3, 7), Heads(5, 7)]
+
+
+def forward(rank, ranks, port, name, folder):
+    begin(rank, ranks, port)
+    from diffusers import ContextParallelConfig
+
+    case, (config, change) = next(c for c in cases() if str(c) == name), MODELS[name]
+    # the host asks for an accelerator even when the processes talk through gloo
+    cpu = mock.patch.object(torch._C, "_get_accelerator", lambda: torch.device("cpu"))
+    with cpu, mock.patch.object(torch.accelerator, "device_count", lambda: ranks):
+        for method, params in METHODS.items():
+            model = case.build(**config)
+            model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks))
+            dit_sparse.enable(model, method, **params)
+            out = run(case, model, change)
+            report = dit_sparse.report(model)
+            assert report.sparse_calls == report.calls > 0, report.reasons
+            if not rank:
+                torch.save(out, Path(folder) / f"{method}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_two_processes_equal_one(name, tmp_path):
+    mp.spawn(forward, (2, free_port(), name, str(tmp_path)), nprocs=2)
+    case, (config, change) = next(c for c in cases() if str(c) == name), MODELS[name]
+    for method, params in METHODS.items():
+        model = case.build(**config)
+        dit_sparse.enable(model, method, **params)
+        found = torch.load(tmp_path / f"{method}.pt")
+        torch.testing.assert_close(found, run(case, model, change), rtol=1e-4, atol=1e-5)
