@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import IMPLS
+from dit_sparse.kernels.contract import IMPLS, QUANTS
 from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
@@ -28,6 +28,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     impl: str = "auto",
+    quant: str = "none",
     **params: Any,
 ) -> Tensor:
     """Run one attention call with a sparse method; no model needed.
@@ -35,12 +36,15 @@ def attention(
     q: [B, H, Sq, D]; k, v: [B, Hkv, Skv, D], H a multiple of Hkv. grid: what the tokens mean;
     without it the sequence is cut in raster blocks. causal: query i sees keys j <= i + Skv - Sq.
     scale: of the logits, default D ** -0.5. impl: "auto", "triton", "torch" or "reference"; an
-    explicit choice never falls back. Returns [B, H, Sq, D].
+    explicit choice never falls back. quant: "fp8" for 8-bit products, relative error at most .05,
+    where the kernel takes the call so; forward only. Returns [B, H, Sq, D].
 
         out = dit_sparse.attention(q, k, v, "pisa", keep=0.15, grid=dit_sparse.Grid(21, 30, 52))
     """
+    if quant not in QUANTS:
+        raise ArgumentError(f"quant={quant!r} is not known; use one of {', '.join(QUANTS)}")
     x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
-    return value(x, ctx)
+    return (value if quant == "none" else value.with_quant(quant))(x, ctx)
 
 
 def plan(
@@ -64,7 +68,8 @@ def enable(model: P, method: Any = "pisa", *, schedule: Schedule | None = None, 
     """Make the self-attention of a diffusers pipeline or transformer sparse, in place.
 
     method: a registered name, a `Method` value, a `Profile`, or the path of one. schedule: when
-    to stay dense, instead of the method's own. Returns the same object; raises
+    to stay dense, instead of the method's own. params: of the method, and impl, quant ("fp8") and
+    guard as in `dit_sparse.integrations.diffusers.enable`. Returns the same object; raises
     `UnsupportedModelError` when its class has no attention this package can replace.
 
         dit_sparse.enable(pipe, "pisa", keep=0.15)

@@ -1,36 +1,124 @@
-"""Tensors between the given token order and the arranged one, moved once per call."""
+"""Tensors between the given token order and the arranged one, moved and pooled once per call."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.contract import Cut
-from dit_sparse.kernels.permute import permute_tokens
-from dit_sparse.kernels.pool import block_moments
+from dit_sparse.kernels.permute import Move, move_tokens, permute_tokens
+from dit_sparse.kernels.pool import block_moments, moved_moments
 from dit_sparse.kernels.rectify import PooledMap, pooled_map
 
 
-def arranged(x: QKV, layout: Layout, ctx: Context) -> QKV:
-    """Return q, k, v in arranged order; the stages of one call share the result."""
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """q, k and v of one call in arranged order; none is moved before it is first read.
 
-    def move() -> QKV:
-        q, kv = layout.q.order, layout.kv.order
-        return QKV(
-            x.q if q is None else permute_tokens(x.q, q, impl=ctx.impl),
-            x.k if kv is None else permute_tokens(_for_each(x.k, kv), kv, impl=ctx.impl),
-            x.v if kv is None else permute_tokens(_for_each(x.v, kv), kv, impl=ctx.impl),
+    The attention kernel reads queries by their order, so that a method that needs no more of them
+    than their means never moves them. Unpacks as `QKV` does.
+    """
+
+    given: QKV
+    layout: Layout
+    ctx: Context
+
+    @property
+    def q(self) -> Tensor:
+        """Return the queries [B, H, Sq, D], moved."""
+        x, order, ctx = self.given.q, self.layout.q.order, self.ctx
+        if order is None:
+            return x
+        return ctx.once("arranged q", lambda: permute_tokens(x, order, impl=ctx.impl))
+
+    @property
+    def k(self) -> Tensor:
+        """Return the keys [B, Hkv or H, Skv, D], moved."""
+        return self._keys()[0]
+
+    @property
+    def v(self) -> Tensor:
+        """Return the values [B, Hkv or H, Skv, Dv], moved."""
+        return self._keys()[1]
+
+    def _keys(self) -> tuple[Tensor, Tensor]:
+        order = self.layout.kv.order
+        if order is None:
+            return self.given.k, self.given.v
+
+        def move() -> tuple[Tensor, Tensor]:
+            moves = (Move(x, order, 64, True, None) for x in self.loose)
+            (k, _), (v, _) = move_tokens(*moves, impl=self.ctx.impl)
+            return _there(k), _there(v)
+
+        return self.ctx.once("arranged keys", move)
+
+    @property
+    def loose(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values where they were, repeated if the heads of one have own orders."""
+        order, (_, k, v) = self.layout.kv.order, self.given
+        group = 1 if order is None else order.shape[1] // k.shape[1]
+        return (
+            (k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)) if group > 1 else (k, v)
         )
 
-    return ctx.once("arranged", move)
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.q, self.k, self.v))
+
+    def __getitem__(self, side: int) -> Tensor:
+        return (self.q, self.k, self.v)[side]
 
 
-def _for_each(x: Tensor, order: Tensor) -> Tensor:
-    """Return keys or values repeated where the query heads of one key head have own orders."""
-    group = order.shape[1] // x.shape[1]
-    return x.repeat_interleave(group, 1) if group > 1 else x
+def arranged(x: QKV, layout: Layout, ctx: Context) -> Arranged:
+    """Return q, k, v in arranged order; the stages of one call share what is moved."""
+    return Arranged(x, layout, ctx)
+
+
+def block_means(x: Arranged) -> tuple[Tensor, Tensor]:
+    """Return the means of the video blocks, q [B, H, M, D] and k [B, Hkv or H, N, D].
+
+    float32 or wider, once per call. Keys and values that did not move yet move in the same pass.
+    """
+    cols, ctx = x.layout.kv, x.ctx
+
+    def make() -> tuple[Tensor, Tensor]:
+        moves = [_pooled_queries(x.given.q, x.layout.q)]
+        wide = moves[0].mean
+        together = cols.order is not None and "arranged keys" not in ctx.cache
+        if together:
+            k, v = x.loose
+            moves.append(Move(k, cols.order, cut(cols), True, wide))
+            moves.append(Move(v, cols.order, 64, True, None))
+        else:
+            moves.append(Move(x.k[:, :, : cols.video_tokens], None, video_cut(cols), False, wide))
+        (_, q_mean), (k, k_mean), *rest = move_tokens(*moves, impl=ctx.impl)
+        if together:
+            ctx.once("arranged keys", lambda: (_there(k), _there(rest[0][0])))
+        return _there(q_mean), _there(k_mean)[:, :, : cols.video]
+
+    return ctx.once("block means", make)
+
+
+def query_means(x: Arranged) -> Tensor:
+    """Return the means of the video blocks of q [B, H, M, D], float32 or wider, once per call."""
+    rows, q, ctx = x.layout.q, x.given.q, x.ctx
+    if "block means" in ctx.cache:
+        return block_means(x)[0]
+    move = _pooled_queries(q, rows)
+    return ctx.once("query means", lambda: _there(move_tokens(move, impl=ctx.impl)[0][1]))
+
+
+def _pooled_queries(q: Tensor, rows: Blocks) -> Move:
+    """Return the pass that pools the video blocks of q [B, H, Sq, D] where they stand."""
+    order, wide = rows.order, torch.promote_types(q.dtype, torch.float32)
+    if order is None:
+        return Move(q[:, :, : rows.video_tokens], None, video_cut(rows), False, wide)
+    return Move(q, order[..., : rows.video_tokens], video_cut(rows), False, wide)
 
 
 def restored(out: Tensor, blocks: Blocks, ctx: Context) -> Tensor:
@@ -64,30 +152,48 @@ class Moments(NamedTuple):
     norm: Tensor
 
 
-def video_moments(k: Tensor, v: Tensor, blocks: Blocks, ctx: Context) -> Moments:
-    """Return the moments of the video blocks of arranged k, v [B, Hkv, S, .], once per call."""
-    tokens, cut = blocks.video_tokens, video_cut(blocks)
+def video_moments(x: Arranged) -> Moments:
+    """Return the moments of the video blocks of k and v, once per call.
+
+    Keys and values that did not move yet move in the same pass.
+    """
+    blocks, ctx = x.layout.kv, x.ctx
 
     def make() -> Moments:
-        return Moments(*block_moments(k[:, :, :tokens], v[:, :, :tokens], cut, impl=ctx.impl))
+        if blocks.order is None or "arranged keys" in ctx.cache:
+            k, v = (t[:, :, : blocks.video_tokens] for t in (x.k, x.v))
+            return Moments(*block_moments(k, v, video_cut(blocks), impl=ctx.impl))
+        found, *moved = moved_moments(
+            *x.loose, cut(blocks), blocks.order, blocks.video, impl=ctx.impl
+        )
+        ctx.once("arranged keys", lambda: tuple(moved))
+        return Moments(*found)
 
     return ctx.once("moments", make)
 
 
-def video_map(q: Tensor, k: Tensor, layout: Layout, spread: bool, ctx: Context) -> PooledMap:
-    """Return the pooled map of arranged q, k [B, H, S, D], once per call; spread as there."""
+def video_map(x: Arranged, spread: bool) -> PooledMap:
+    """Return the pooled map of q and k, once per call; spread as there."""
+    (rows, cols), ctx = x.layout, x.ctx
 
     def make() -> PooledMap:
         return pooled_map(
-            q,
-            k,
-            video_cut(layout.q),
-            video_cut(layout.kv),
-            layout.q.video_tokens,
-            layout.kv.video_tokens,
+            x.given.q,
+            x.k,
+            video_cut(rows),
+            video_cut(cols),
+            rows.video_tokens,
+            cols.video_tokens,
+            q_order=rows.order,
             spread=spread,
             scale=ctx.scale,
             impl=ctx.impl,
         )
 
     return ctx.once(("pooled map", spread), make)
+
+
+def _there(x: Tensor | None) -> Tensor:
+    """Return what a pass was asked for."""
+    assert x is not None
+    return x

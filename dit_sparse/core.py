@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,10 +73,9 @@ class Plan:
 class Context:
     """Everything a stage may know besides the tensors.
 
-    state: a dict per (layer, CFG branch) that lives for one generation; the only thing a
-    method may write. cache: a dict for this call alone, shared by its stages through `once`.
-    heads: which heads of the model these are, where the tensors hold a part of them (None: all).
-    weights: this layer's learned tensors by name; empty when the method runs without.
+    state: a dict per (layer, CFG branch) that lives for one generation; the only thing a method may
+    write. cache: a dict for this call alone, shared by its stages through `once`. heads: which ones
+    the tensors hold, where not all. weights: this layer's learned tensors by name, perhaps none.
     """
 
     grid: Grid | None = None
@@ -218,8 +217,7 @@ class Method:
 
     def __call__(self, x: QKV, ctx: Context) -> Tensor:
         """Run the four stages: the output [B, H, Sq, Dv] in the original token order."""
-        # a cache belongs to the tensors of one call
-        ctx = replace(ctx, cache={})
+        ctx = replace(ctx, cache={})  # it belongs to the tensors of one call
         return self.compute(x, self.plan(x, ctx), ctx)
 
     def with_schedule(self, schedule: Schedule | None) -> Method:
@@ -228,9 +226,11 @@ class Method:
 
     def with_quant(self, quant: str) -> Method:
         """Return this method with its attention in "fp8", or not ("none")."""
+        if quant == getattr(self.compute, "quant", "none"):
+            return self
         if not hasattr(self.compute, "quant"):
             raise ArgumentError(f"quant={quant!r} needs attention to blocks, not {self.compute}")
-        return replace(self, compute=replace(self.compute, quant=quant))
+        return replace(self, compute=replace(cast(Any, self.compute), quant=quant))
 
 
 def _parts(value: Any) -> Iterator[Any]:

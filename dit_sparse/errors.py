@@ -21,5 +21,9 @@ class UnsupportedModelError(DitSparseError, TypeError):
     """The pipeline or transformer class has no attention that this package can replace."""
 
 
+class BrokenOutputError(DitSparseError, ArithmeticError):
+    """An attention layer gave values that are not finite while a model ran."""
+
+
 class MissingDependencyError(DitSparseError, ImportError):
     """An optional library is needed for this call and is not installed."""

@@ -22,8 +22,9 @@ class Profile:
     """Settings of one method for one model.
 
     model: the name it was made for. method: a registered name. params: arguments of the method.
-    schedule: arguments of `Schedule`, instead of the method's own. measured: device, density,
-    speed, quality, prompts, commit, date; a profile without it is a draft.
+    schedule: arguments of `Schedule`, instead of the method's own. quant: "none" or "fp8".
+    measured: device, density, speed, quality, prompts, commit, date; a profile without it is a
+    draft.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Profile:
     params: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    quant: str = "none"
 
     @property
     def is_draft(self) -> bool:
@@ -39,14 +41,17 @@ class Profile:
 
     def build(self, **params: Any) -> Method:
         """Return the method with these settings; `params` take precedence."""
-        method = get(self.method, **{**self.params, **params})
+        method = get(self.method, **{**self.params, **params}).with_quant(self.quant)
         return method.with_schedule(Schedule(**self.schedule) if self.schedule else None)
 
     def to_toml(self) -> str:
         """Return the profile as TOML text."""
         import tomli_w
 
-        tables: dict[str, Any] = {"profile": {"model": self.model, "method": self.method}}
+        head = {"model": self.model, "method": self.method, "quant": self.quant}
+        if self.quant == "none":
+            del head["quant"]
+        tables: dict[str, Any] = {"profile": head}
         for name in ("params", "schedule", "measured"):
             if getattr(self, name):
                 tables[name] = getattr(self, name)
@@ -63,6 +68,8 @@ class Profile:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ArgumentError(f"{source}: not TOML: {error}") from None
+        except RecursionError:
+            raise ArgumentError(f"{source}: nested more than a profile can be") from None
         unknown = sorted(set(tables) - set(TABLES))
         if unknown:
             raise ArgumentError(
@@ -72,16 +79,19 @@ class Profile:
         if wrong:
             raise ArgumentError(f"{source}: {wrong[0]} must be a table")
         head = tables.get("profile", {})
-        if set(head) != {"model", "method"} or not all(isinstance(v, str) for v in head.values()):
+        names = set(head) - {"quant"}
+        if names != {"model", "method"} or not all(isinstance(v, str) for v in head.values()):
             raise ArgumentError(
-                f"{source}: [profile] must hold the strings model and method, no more"
+                f"{source}: [profile] must hold the strings model, method and perhaps quant"
             )
         rest = {name: tables.get(name, {}) for name in ("params", "schedule", "measured")}
-        profile = cls(head["model"], head["method"], **rest)
+        profile = cls(head["model"], head["method"], **rest, quant=head.get("quant", "none"))
         try:
             profile.build()
-        except (ArgumentError, UnknownNameError, TypeError) as error:
-            raise ArgumentError(f"{source}: {error}") from None
+        except RecursionError:
+            raise ArgumentError(f"{source}: nested more than a profile can be") from None
+        except (ArgumentError, UnknownNameError, TypeError, ValueError, ArithmeticError) as error:
+            raise ArgumentError(f"{source}: {' '.join(str(error).split())}") from None
         return profile
 
     @classmethod
@@ -92,7 +102,14 @@ class Profile:
             raise ArgumentError(
                 f"profile={str(path)!r} is no file; shipped: {', '.join(shipped())}"
             )
-        return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        try:
+            return cls.from_toml(data.decode("utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            if len(data) > LARGEST:
+                raise ArgumentError(f"{path}: a profile has at most {LARGEST} bytes") from None
+            raise ArgumentError(f"{path}: not TOML: {error}") from None
 
 
 def shipped() -> list[str]:

@@ -37,12 +37,46 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Event:
+    """A layer that the guard made dense after a step, for the rest of the generation.
+
+    estimate: relative error of its output at that step, from sampled rows; above `bound`.
+    """
+
+    transformer: str
+    layer: int
+    step: int
+    estimate: float
+    bound: float
+
+    def __str__(self) -> str:
+        return (
+            f"guard: layer {self.layer} of {self.transformer} is dense after step {self.step}: "
+            f"error {self.estimate:.3g}, bound {self.bound:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard saw in a generation.
+
+    bound: the largest relative error allowed. looks: calls it looked at. worst: the largest
+    estimate of a layer at a step.
+    """
+
+    bound: float
+    looks: int
+    worst: float
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """What the last generation of an enabled model did.
 
     model: class name. method: registered name, or the method's repr. steps: of the generation, 0
     when unknown. layers: self-attention layers of each transformer. implementations: kernel
-    implementations that ran, with the reason of the choice.
+    implementations that ran, with the reason of the choice. guard: None when off.
     """
 
     model: str
@@ -53,6 +87,7 @@ class Report:
     cells: tuple[Cell, ...] = ()
     implementations: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    guard: Guarded | None = None
 
     @property
     def calls(self) -> int:
@@ -122,6 +157,9 @@ class Report:
             yield Text(f"dense: {count} calls, {reason}")
         for name, reason in self.implementations.items():
             yield Text(f"kernel: {name} ({reason})")
+        if self.guard is not None:
+            seen, worst, bound = self.guard.looks, self.guard.worst, self.guard.bound
+            yield Text(f"guard: {seen} calls looked at, largest error {worst:.3g}, bound {bound:g}")
         for note in self.notes:
             yield Text(f"note: {note}", style="yellow")
 

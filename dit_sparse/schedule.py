@@ -7,6 +7,8 @@ from math import ceil, isfinite
 
 from dit_sparse.errors import ArgumentError
 
+PHASES = ("", "prefill", "decode", "both")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -15,10 +17,13 @@ class Schedule:
     dense_steps: a number of denoising steps (int) or a share of them (float below 1).
     dense_layers: the first n layers (int) or the numbers of the layers (tuple); layers are
     counted over the self-attention layers of one transformer, from 0.
+    phase: of a language model, where a method for text is sparse: in calls of several queries
+    ("prefill"), of a single one ("decode") or "both"; "" for methods of diffusion models.
     """
 
     dense_steps: int | float = 0
     dense_layers: int | tuple[int, ...] = 0
+    phase: str = ""
 
     def __post_init__(self) -> None:
         steps, layers = self.dense_steps, self.dense_layers
@@ -36,6 +41,8 @@ class Schedule:
                 f"schedule: dense_layers={layers!r} must be the number of first layers or a list "
                 "of layer numbers, counted from 0"
             )
+        if self.phase not in PHASES:
+            raise ArgumentError(f"schedule: phase={self.phase!r} must be one of {PHASES}")
 
     def first_sparse_step(self, steps: int) -> int:
         """Return the number of dense steps at the start of a generation of `steps` steps."""

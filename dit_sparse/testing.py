@@ -4,17 +4,18 @@
     check_method("pisa")
 
 A property that a method misses by its nature is declared in `@register(..., xfail={...})`; a
-declared miss that holds after all is an error, so no declaration outlives its reason. Tensors are
-made on torch's default device: `torch.set_default_device("cuda")` runs the suite on a GPU.
+declared miss that holds after all is an error, so no declaration outlives its reason. A method
+whose schedule names a phase of language models runs causally, on sequences without a grid. Tensors
+are made on torch's default device: `torch.set_default_device("cuda")` runs the suite on a GPU.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from inspect import signature
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,7 @@ from dit_sparse.core import QKV, Context, Grid, Method
 from dit_sparse.kernels.lists import pack_lists
 from dit_sparse.kernels.pyramid import level_lists
 from dit_sparse.profile import Profile
-from dit_sparse.registry import Entry, entry
+from dit_sparse.registry import Entry, entry, methods
 from dit_sparse.select.topk import TopK
 
 GRIDS = {
@@ -38,26 +39,36 @@ GRIDS = {
     "text last": Grid(3, 8, 9, text=17),
     "text first": Grid(2, 9, 16, text=5, text_first=True),
 }
+# (queries, keys): the queries are the last ones
+PREFILLS = {"even": (256, 256), "odd": (201, 201), "text last": (93, 330), "short": (40, 41)}
+DECODES = {"even": (1, 1280), "odd": (1, 1201), "text last": (3, 1330), "short": (1, 2)}
+Shape = Grid | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Random tensors on a grid, and the context that goes with them."""
+    """Random tensors, on a grid or causal without one, and the context that goes with them."""
 
-    grid: Grid
+    grid: Grid | None
     x: QKV
 
     @classmethod
-    def make(cls, grid: Grid, batch: int = 2, heads: int = 2, dim: int = 16, seed: int = 0):
-        """Draw q, k, v [B, H, S, D] float64 whose neighbours on the grid resemble each other."""
+    def make(cls, of: Shape, batch: int = 2, heads: int = 2, dim: int = 16, seed: int = 0):
+        """Draw q, k, v [B, H, S, D] float64 whose neighbours resemble each other.
+
+        of: a grid, or the numbers of queries and of keys of causal attention.
+        """
         g = torch.Generator("cpu").manual_seed(seed)
-        shape = (2, 3, batch, heads, grid.tokens, dim)
+        grid = of if isinstance(of, Grid) else None
+        queries, keys = (of.tokens, of.tokens) if isinstance(of, Grid) else of
+        shape = (2, 3, batch, heads, keys, dim)
         # the same numbers on every device, then moved to the default one
         drift, noise = torch.randn(shape, generator=g, dtype=torch.float64, device="cpu")
         drift = drift.cumsum(-2)
         drift = drift - drift.mean(-2, keepdim=True)
         drift = 1.5 * drift / drift.std(-2, keepdim=True, correction=0).clamp(min=1e-6)
-        return cls(grid, QKV(*(drift + noise).to(torch.get_default_device())))
+        q, k, v = (drift + noise).to(torch.get_default_device())
+        return cls(grid, QKV(q[:, :, keys - queries :], k, v))
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem in another dtype."""
@@ -65,11 +76,36 @@ class Problem:
 
     def context(self, impl: str = "reference", **fields: object) -> Context:
         """Return a fresh context for one call."""
-        return replace(Context(grid=self.grid, impl=impl, step=5, steps=10), **fields)
+        # of language models, a layer that some methods treat unlike the first ones
+        causal = {"causal": True, "layer": 3} if self.grid is None else {}
+        return replace(Context(self.grid, impl=impl, step=5, steps=10), **{**causal, **fields})
 
     def run(self, method: Method, impl: str = "reference", **fields: object) -> Tensor:
         """Return the method's output."""
         return method(self.x, self.context(impl, **fields))
+
+
+def of_phase(*phases: str) -> list[str]:
+    """Return the names of the methods for these phases of language models; "": for videos."""
+    return [name for name in methods() if entry(name).build().schedule.phase in phases]
+
+
+def shapes(found: Entry) -> Mapping[str, Shape]:
+    """Return what a method is tried on, by name."""
+    phase = found.build().schedule.phase
+    return GRIDS if not phase else DECODES if phase == "decode" else PREFILLS
+
+
+def lengths(found: Entry) -> Iterator[Shape]:
+    """Yield short and awkward lengths."""
+    phase = found.build().schedule.phase
+    for tokens in (1, 63, 64, 65, 130):
+        if not phase:
+            yield from (Grid(1, 1, tokens), Grid(tokens, 1, 1), Grid(1, 1, tokens, text=3))
+        elif phase == "decode":
+            yield from ((1, tokens), (min(3, tokens), tokens))
+        else:
+            yield from ((tokens, tokens), (tokens, tokens + 37))
 
 
 def relative_error(out: Tensor, truth: Tensor) -> float:
@@ -154,22 +190,27 @@ def _is_a_value(found: Entry) -> None:
 
 
 def _plan_is_valid(found: Entry) -> None:
-    for grid in GRIDS.values():
-        problem = Problem.make(grid)
+    for of in shapes(found).values():
+        problem = Problem.make(of)
         plan = found.build().plan(problem.x, problem.context())
         for blocks in plan.layout:
             if blocks.order is not None:
-                every = torch.arange(grid.tokens).expand_as(blocks.order)
+                every = torch.arange(blocks.length).expand_as(blocks.order)
                 assert torch.equal(blocks.order.sort(-1).values, every), "order is no bijection"
             bounds = blocks.bounds(plan.level.device)
-            assert (bounds.diff() >= 0).all() and (bounds[..., -1] == grid.tokens).all()
+            assert (bounds.diff() >= 0).all() and (bounds[..., -1] == blocks.length).all()
             assert blocks.sizes(plan.level.device).max() <= blocks.size
-            text = grid.tokens - bounds[..., blocks.video]
-            assert (text == grid.text).all(), "text blocks hold something else than the text"
+            text = blocks.length - bounds[..., blocks.video]
+            stated = problem.grid.text if problem.grid else 0
+            assert (text == stated).all(), "text blocks hold something else than the text"
+        tokens = [t.shape[2] for t in problem.x[:2]]
+        assert [blocks.length for blocks in plan.layout] == tokens
         assert plan.level.dtype == torch.int8 and (plan.level >= 0).all()
         kept = plan.level == 1
         assert kept.any(-1).all(), "a row keeps no block"
-        if grid.text:
+        if plan.causal:
+            assert not plan.level[plan.pairs().expand_as(plan.level) == 0].any(), "a future block"
+        if problem.grid and problem.grid.text:
             q, kv = plan.layout
             assert kept[..., q.video :, :].all() and kept[..., :, kv.video :].all()
         count, index = plan.lists()
@@ -181,14 +222,14 @@ def _plan_is_valid(found: Entry) -> None:
 def _lists_lose_nothing(found: Entry) -> None:
     """All implementations read the same lists: none would show a block that is missing there."""
     budgets = [{"keep": k} for k in (0.05, 0.3, 0.9)] if "keep" in found.parameters else []
-    for grid in (GRIDS["even"], GRIDS["text last"]):
+    for name in ("even", "text last"):
         for params in ({}, *budgets):
-            check_lists(found.build(**params), Problem.make(grid))
+            check_lists(found.build(**params), Problem.make(shapes(found)[name]))
 
 
 def _dense_limit(found: Entry) -> None:
-    for grid in GRIDS.values():
-        problem = Problem.make(grid)
+    for of in shapes(found).values():
+        problem = Problem.make(of)
         out = problem.run(replace(found.build(), select=TopK(1.0)))
         assert relative_error(out, dense(problem.x, problem.context())) < 1e-12
 
@@ -196,8 +237,8 @@ def _dense_limit(found: Entry) -> None:
 def _kernel_equals_reference(found: Entry) -> None:
     """On one plan, so that ties in a top-k cannot fail a correct kernel."""
     method = found.build()
-    for grid in GRIDS.values():
-        exact, single = Problem.make(grid), Problem.make(grid).to(torch.float32)
+    for of in shapes(found).values():
+        exact, single = Problem.make(of), Problem.make(of).to(torch.float32)
         plan = method.plan(exact.x, exact.context())
         truth = method.compute(exact.x, plan, exact.context())
         eager = method.compute(single.x, plan, single.context())
@@ -207,7 +248,7 @@ def _kernel_equals_reference(found: Entry) -> None:
 
 
 def _batch_independent(found: Entry) -> None:
-    problem, method = Problem.make(GRIDS["odd"]), found.build()
+    problem, method = Problem.make(shapes(found)["odd"]), found.build()
     both = problem.run(method)
     for i in range(2):
         alone = replace(problem, x=QKV(*(t[i : i + 1] for t in problem.x))).run(method)
@@ -215,13 +256,13 @@ def _batch_independent(found: Entry) -> None:
 
 
 def _head_equivariant(found: Entry) -> None:
-    problem, method = Problem.make(GRIDS["odd"]), found.build()
+    problem, method = Problem.make(shapes(found)["odd"]), found.build()
     turned = replace(problem, x=QKV(*(t.flip(1) for t in problem.x)))
     assert relative_error(turned.run(method).flip(1), problem.run(method)) < 1e-12
 
 
 def _deterministic(found: Entry) -> None:
-    problem, method = Problem.make(GRIDS["even"]), found.build()
+    problem, method = Problem.make(shapes(found)["even"]), found.build()
     first, second = (method.plan(problem.x, problem.context()).level for _ in range(2))
     assert torch.equal(first, second)
 
@@ -229,7 +270,7 @@ def _deterministic(found: Entry) -> None:
 def _keeps_dtype_and_shape(found: Entry) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for impl in ("reference", "auto"):
-            problem = Problem.make(GRIDS["text last"]).to(dtype)
+            problem = Problem.make(shapes(found)["text last"]).to(dtype)
             with poisoned():
                 out = problem.run(found.build(), impl)
             assert out.dtype == dtype and out.shape == problem.x.q.shape
@@ -237,15 +278,14 @@ def _keeps_dtype_and_shape(found: Entry) -> None:
 
 
 def _any_length(found: Entry) -> None:
-    for tokens in (1, 63, 64, 65, 130):
-        for grid in (Grid(1, 1, tokens), Grid(tokens, 1, 1), Grid(1, 1, tokens, text=3)):
-            problem = Problem.make(grid, batch=1)
-            assert problem.run(found.build(), "auto").isfinite().all()
+    for of in lengths(found):
+        problem = Problem.make(of, batch=1)
+        assert problem.run(found.build(), "auto").isfinite().all()
 
 
 def _grouped_heads(found: Entry) -> None:
     """Grouped key heads equal the same heads repeated."""
-    problem, method = Problem.make(GRIDS["odd"], heads=4), found.build()
+    problem, method = Problem.make(shapes(found)["odd"], heads=4), found.build()
     few = QKV(problem.x.q, problem.x.k[:, ::2], problem.x.v[:, ::2])
     many = QKV(few.q, *(t.repeat_interleave(2, dim=1) for t in few[1:]))
     for impl in ("reference", "auto"):
@@ -264,7 +304,7 @@ def _budget_lowers_error(found: Entry) -> None:
 
 def _state_is_clean(found: Entry) -> None:
     """A reset state equals a fresh one, and two CFG branches do not mix."""
-    one, two = (Problem.make(GRIDS["even"], seed=s) for s in (1, 2))
+    one, two = (Problem.make(shapes(found)["even"], seed=s) for s in (1, 2))
     method = found.build()
     states: tuple[dict, dict] = ({}, {})
     mixed = [
@@ -282,8 +322,8 @@ def _state_is_clean(found: Entry) -> None:
 
 
 def _density_is_counted(found: Entry) -> None:
-    for grid in GRIDS.values():
-        problem = Problem.make(grid)
+    for of in shapes(found).values():
+        problem = Problem.make(of)
         plan = found.build().plan(problem.x, problem.context())
         q, kv = (blocks.sizes(plan.level.device).expand(2, 2, -1) for blocks in plan.layout)
         counted = torch.stack(
@@ -295,7 +335,11 @@ def _density_is_counted(found: Entry) -> None:
         ).double()
         # a pooled level l has one column for 2^(l-1) keys
         counted = (counted > 0) * 2 ** (1 - counted)
-        assert abs(counted.mean().item() - plan.density().item()) < 1e-5
+        seen = torch.ones_like(counted[0])
+        if plan.causal:
+            seen = seen.tril_(plan.layout.kv.length - plan.layout.q.length)
+        share = (counted * seen).sum() / (seen.sum() * len(counted))
+        assert abs(share.item() - plan.density().item()) < 1e-5
 
 
 def _is_documented(found: Entry) -> None:
@@ -327,9 +371,19 @@ PROPERTIES: dict[str, Callable[[Entry], None]] = {
 }
 
 
-def check_property(name: str, prop: str) -> None:
-    """Check one property of one method; a declared miss must really miss."""
+def check_property(name: str, prop: str, **params: Any) -> None:
+    """Check one property of one method; a declared miss must really miss.
+
+    params: of the method, instead of its defaults.
+    """
     found = entry(name)
+    if params:
+        # under the name and module of the original, from which its documentation is read
+        build, form = found.build, signature(found.build)
+        given = wraps(build)(lambda **more: build(**{**params, **more}))
+        defaults = [p.replace(default=params.get(n, p.default)) for n, p in form.parameters.items()]
+        given.__dict__["__signature__"] = form.replace(parameters=defaults)
+        found = replace(found, build=given)
     reason = found.xfail.get(prop)
     try:
         PROPERTIES[prop](found)

@@ -56,12 +56,13 @@ def new_ring(dtype: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAG
 def hopper_kernel(
     q_desc, k_desc, v_desc, out_desc, ck_desc, cv_desc, terms_desc, tail_desc, out_ptr, lse_ptr,
     whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr, terms_ptr, cc_ptr, ci_ptr,
-    heads, group, column_group, tail_group, rows, tiles, per_head, s_q, s_kv, capacity, n_columns,
-    column_capacity, scale, stride_eb, stride_eh, stride_em, stride_ob, stride_oh, stride_os, DIM:
+    heads, group, column_group, tail_group, rows, tiles, per_head, s_q, s_kv, capacity,
+    n_columns, column_capacity, scale, stride_eb, stride_eh, stride_em, stride_ob, stride_oh,
+    stride_os, order_ptr, q_ptr, stride_ib, stride_ih, stride_qb, stride_qh, stride_qs, DIM:
     gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr, COLUMN_GROUP:
-    gl.constexpr, STAGES: gl.constexpr, RINGS: gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT:
-    gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr,
-    HAS_FENCE: gl.constexpr,
+    gl.constexpr, STAGES: gl.constexpr, RINGS: gl.constexpr, IS_Q_UNIFORM: gl.constexpr,
+    HAS_SHORT: gl.constexpr, HAS_COLUMNS: gl.constexpr, HAS_TAIL: gl.constexpr, IS_CAUSAL:
+    gl.constexpr, HAS_FENCE: gl.constexpr, HAS_ORDER: gl.constexpr,
 ):  # fmt: skip
     HAS_NOTE: gl.constexpr = HAS_SHORT or HAS_COLUMNS
     ring = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
@@ -78,16 +79,18 @@ def hopper_kernel(
         )  # fmt: skip
     sizes = (heads, group, rows, tiles, per_head, s_q, s_kv, capacity)
     target = (out_desc, out_ptr, lse_ptr)
+    queries = (order_ptr, q_ptr, stride_ib, stride_ih, stride_qb, stride_qh, stride_qs)
     shape = (heads, s_q, s_kv, scale, stride_ob, stride_oh, stride_os)
     if RINGS == 1:
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
+                (consume, (target, ring, shape, queries, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
+                (consume, (target, ring, shape, queries, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL,
+                    HAS_ORDER)),
             ],
             [4, 1],
             [224, 56],
@@ -96,18 +99,20 @@ def hopper_kernel(
         other = new_ring(q_desc.dtype, DIM, BLOCK_N, STAGES)
         gl.warp_specialize(
             [
-                (consume, (target, ring, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
-                (consume, (target, ring, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
-                (consume, (target, other, shape, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
-                (consume, (target, other, shape, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM, HAS_NOTE,
-                    HAS_TAIL, IS_CAUSAL, HAS_FENCE)),
+                (consume, (target, ring, shape, queries, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
+                (consume, (target, ring, shape, queries, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
+                (consume, (target, other, shape, queries, 0, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
+                (consume, (target, other, shape, queries, 1, DIM, BLOCK_N, STAGES, IS_Q_UNIFORM,
+                    HAS_NOTE, HAS_TAIL, IS_CAUSAL, HAS_FENCE, HAS_ORDER)),
                 (produce, (source, extras, ring, sizes, 0, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL,
+                    HAS_ORDER)),
                 (produce, (source, extras, other, sizes, 1, DIM, Q_SIZE, BLOCK_N, BOX, COLUMN_GROUP,
-                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL)),
+                    STAGES, RINGS, IS_Q_UNIFORM, HAS_SHORT, HAS_COLUMNS, HAS_TAIL, IS_CAUSAL,
+                    HAS_ORDER)),
             ],
             [4, 4, 4, 1, 1],
             [112, 112, 112, 32, 32],

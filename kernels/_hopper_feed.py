@@ -3,7 +3,8 @@
 A step is BLOCK_N keys, fetched in boxes of BOX keys x 64 numbers: narrow blocks share a step, and
 a step's boxes stand where one copy of BLOCK_N rows would have put them. In a row beside its keys
 stands what a step adds to its logits (-inf where a box is short, the terms of columns), or where
-its keys stand in the sequence, for a causal mask.
+its keys stand in the sequence, for a causal mask. In fp8 a box holds whole keys, values come with
+the keys as their last axis, and each step has its scales.
 """
 
 # Gluon's types are those of the compiler
@@ -31,10 +32,12 @@ def uniform(x):
 
 
 @gluon.jit
-def as_boxes(smem, COUNT: gl.constexpr, BOX: gl.constexpr):
-    """View tiles [., rows, d] as their 64-column boxes [COUNT, 1, 1, BOX, 64], memory order."""
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 4)
-    shape: gl.constexpr = [COUNT, 1, 1, BOX, 64]
+def as_boxes(smem, COUNT: gl.constexpr, BOX: gl.constexpr, WIDTH: gl.constexpr = 64):
+    """View tiles [., rows, d] as their boxes [COUNT, 1, 1, BOX, WIDTH] of at most 128 bytes a row,
+    memory order."""
+    bits: gl.constexpr = smem.dtype.primitive_bitwidth
+    layout: gl.constexpr = gl.NVMMASharedLayout(WIDTH * bits // 8, bits, 4)
+    shape: gl.constexpr = [COUNT, 1, 1, BOX, WIDTH]
     if _HAS_REINTERPRET:
         return smem.reinterpret(smem.dtype, shape, layout)
     else:
@@ -55,15 +58,19 @@ def as_rows(smem, COUNT: gl.constexpr, WIDTH: gl.constexpr):
 @gluon.jit
 def fetch_tile(
     desc, full, boxes, stage, b, h, starts, BLOCK: gl.constexpr, BOX: gl.constexpr, DIM:
-    gl.constexpr,
+    gl.constexpr, IS_ACROSS: gl.constexpr = False,
 ):  # fmt: skip
-    """Fetch BLOCK rows of [B, H, S, DIM] into a stage: a box of BOX rows from each of `starts`."""
+    """Fetch BLOCK rows of [B, H, S, DIM] (IS_ACROSS: [B, H, DIM, S]) into a stage: from each of
+    `starts` a box of BOX whole rows, or of 64 numbers of each."""
     PARTS: gl.constexpr = BLOCK // BOX
-    CHUNKS: gl.constexpr = DIM // 64
+    CHUNKS: gl.constexpr = 1 if IS_ACROSS else DIM // boxes.shape[4]
     for c in gl.static_range(CHUNKS):
         for p in gl.static_range(PARTS):
             box = boxes.index((stage * CHUNKS + c) * PARTS + p)
-            fetch(desc, [b, h, starts[p], c * 64], full.index(stage), box)
+            if IS_ACROSS:
+                fetch(desc, [b, h, 0, starts[p]], full.index(stage), box)
+            else:
+                fetch(desc, [b, h, starts[p], c * 64], full.index(stage), box)
 
 
 @gluon.jit
@@ -77,12 +84,12 @@ def vacant(empty, n, STAGES: gl.constexpr):
 @gluon.jit
 def fetch_values(
     desc, full, empty, boxes, n, b, h, starts, BLOCK: gl.constexpr, BOX: gl.constexpr, DIM:
-    gl.constexpr, STAGES: gl.constexpr,
+    gl.constexpr, STAGES: gl.constexpr, IS_ACROSS: gl.constexpr = False,
 ):  # fmt: skip
     """Fetch the n-th tile of values into its stage once that is free."""
     stage = vacant(empty, n, STAGES)
-    mbarrier.expect(full.index(stage), BLOCK * DIM * 2)
-    fetch_tile(desc, full, boxes, stage, b, h, starts, BLOCK, BOX, DIM)
+    mbarrier.expect(full.index(stage), BLOCK * DIM * (1 if IS_ACROSS else 2))
+    fetch_tile(desc, full, boxes, stage, b, h, starts, BLOCK, BOX, DIM, IS_ACROSS)
 
 
 @gluon.jit
@@ -176,12 +183,12 @@ def produce(
     source, extras, memory, sizes, ring, DIM: gl.constexpr, Q_SIZE: gl.constexpr, BLOCK_N:
     gl.constexpr, BOX: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, RINGS:
     gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_SHORT: gl.constexpr, HAS_COLUMNS: gl.constexpr,
-    HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr,
+    HAS_TAIL: gl.constexpr, IS_CAUSAL: gl.constexpr, HAS_ORDER: gl.constexpr = False,
 ):  # fmt: skip
     """Take one query tile after another from the counter and stream what its consumers need.
 
     mail: [8] int32 = (batch * heads + head or STOP, first query, past-the-end query, steps without
-    and with an addend of kept keys, steps of columns).
+    and with an addend of kept keys, steps of columns). extras: what columns need, or fp8.
     """
     q_desc, k_desc, v_desc, whole_ptr, count_ptr, boxes_ptr, table_ptr, next_ptr, ends_ptr = source
     (
@@ -189,14 +196,27 @@ def produce(
         v_empty,
     ) = memory  # fmt: skip
     heads, group, rows, tiles, per_head, s_q, s_kv, capacity = sizes
-    BYTES: gl.constexpr = BLOCK_N * DIM * 2
-    CHUNKS: gl.constexpr = DIM // 64
+    IS_FP8: gl.constexpr = q_desc.dtype.primitive_bitwidth == 8
+    NUMBER: gl.constexpr = q_desc.dtype.primitive_bitwidth // 8
+    BYTES: gl.constexpr = BLOCK_N * DIM * NUMBER
+    WIDTH: gl.constexpr = DIM if IS_FP8 else 64
+    CHUNKS: gl.constexpr = DIM // WIDTH
     PARTS: gl.constexpr = BLOCK_N // BOX
+    # in fp8 a query is a sum of several terms; in an order the consumers fetch theirs
+    Q_CHUNKS: gl.constexpr = q_smem.shape[0] // 2 * CHUNKS
+    HALVES: gl.constexpr = 0 if HAS_ORDER else 2
     slot = gl.arange(0, 8, gl.BlockedLayout([1], [32], [1], [0]))
     key = gl.arange(0, BLOCK_N, gl.BlockedLayout([BLOCK_N // 32], [32], [1], [0]))
-    q_boxes = as_boxes(q_smem, 2 * CHUNKS, 64)
-    k_boxes = as_boxes(k_smem, STAGES * CHUNKS * PARTS, BOX)
-    v_boxes = as_boxes(v_smem, STAGES * CHUNKS * PARTS, BOX)
+    q_boxes = as_boxes(q_smem, 2 * Q_CHUNKS, 64, WIDTH)
+    k_boxes = as_boxes(k_smem, STAGES * CHUNKS * PARTS, BOX, WIDTH)
+    if IS_FP8:
+        v_boxes = as_boxes(v_smem, STAGES * PARTS, DIM, BOX)
+        scales_desc, scales, scale_group, scale_groups = extras
+        scales = as_rows(scales, STAGES, 32)
+    else:
+        v_boxes = as_boxes(v_smem, STAGES * CHUNKS * PARTS, BOX)
+    # a box without keys; an address in a row of values is a multiple of 16 bytes
+    past = (s_kv + 15) // 16 * 4096 if IS_FP8 else s_kv * 256
     turn = 0
     ks = 0
     vs = 0
@@ -227,18 +247,18 @@ def produce(
             letter = gl.where(slot == 3, whole, gl.where(slot == 4, kept, letter))
             mail.store(gl.where(slot == 5, columns, letter))
             meet()
-            mbarrier.expect(q_full, 2 * 64 * DIM * 2)
-            for half in gl.static_range(2):
-                for c in gl.static_range(CHUNKS):
-                    corner = [b, h, start + half * 64, c * 64]
-                    fetch(q_desc, corner, q_full, q_boxes.index(half * CHUNKS + c))
+            mbarrier.expect(q_full, HALVES * 64 * Q_CHUNKS * WIDTH * NUMBER)
+            for half in gl.static_range(HALVES):
+                for c in gl.static_range(Q_CHUNKS):
+                    corner = [b, h, start + half * 64, c * WIDTH]
+                    fetch(q_desc, corner, q_full, q_boxes.index(half * Q_CHUNKS + c))
             turn += 1
             hk = h // group
-            entries = read_entries(list_ptr, 0, count, s_kv * 256, PARTS)
+            entries = read_entries(list_ptr, 0, count, past, PARTS)
             for step in range(0, kept):
                 starts = first_rows(entries, 1, 8)
                 # on their way while this step waits for room
-                entries = read_entries(list_ptr, step + 1, count, s_kv * 256, PARTS)
+                entries = read_entries(list_ptr, step + 1, count, past, PARTS)
                 stage = vacant(k_empty, ks, STAGES)
                 if HAS_SHORT:  # noqa: SIM102 - a constant decides what is compiled
                     if step >= whole:
@@ -252,11 +272,16 @@ def produce(
                             note = gl.where(live, 0.0, float("-inf"))
                         t_smem.index(stage).store(note)
                         meet()
-                mbarrier.expect(k_full.index(stage), BYTES)
+                mbarrier.expect(k_full.index(stage), BYTES + (128 if IS_FP8 else 0))
+                if IS_FP8:
+                    # the boxes of a step have their scales in common
+                    line = (b * (heads // group) + hk) * scale_groups + starts[0] // scale_group
+                    fetch(scales_desc, [line, 0], k_full.index(stage), scales.index(stage))
                 fetch_tile(k_desc, k_full, k_boxes, stage, b, hk, starts, BLOCK_N, BOX, DIM)
                 fetch_values(
-                    v_desc, v_full, v_empty, v_boxes, vs, b, hk, starts, BLOCK_N, BOX, DIM, STAGES
-                )
+                    v_desc, v_full, v_empty, v_boxes, vs, b, hk, starts, BLOCK_N, BOX, DIM, STAGES,
+                    IS_FP8,
+                )  # fmt: skip
                 ks += 1
                 vs += 1
             if HAS_COLUMNS:

@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from dit_sparse.kernels._hopper_feed import as_boxes, meet, uniform
+from dit_sparse.kernels._hopper_order import own_order, row_places, take_queries
 
 # its name changed between Triton 3.6 and 3.9
 deliver = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
@@ -136,9 +137,12 @@ def advance(
 def finish(
     acc, total, peak, mass, q, target, memory, bh, start, end, vs, heads, s_q, scale, stride_ob,
     stride_oh, stride_os, HALF: gl.constexpr, DIM: gl.constexpr, STAGES: gl.constexpr,
-    IS_Q_UNIFORM: gl.constexpr, HAS_TAIL: gl.constexpr,
+    IS_Q_UNIFORM: gl.constexpr, HAS_TAIL: gl.constexpr, order=None, HAS_ORDER: gl.constexpr = False,
 ):  # fmt: skip
-    """Divide by the sums, add the tail, free the query tile and write out and lse."""
+    """Divide by the sums, add the tail, free the query tile and write out and lse.
+
+    order: with HAS_ORDER, the pointer to the places of the head's queries.
+    """
     out_desc, out_ptr, lse_ptr = target
     o_smem, v_smem, q_empty, v_full, v_empty = (
         memory[2], memory[4], memory[7], memory[10], memory[11]
@@ -161,16 +165,17 @@ def finish(
     mbarrier.arrive(q_empty)
     lse = (peak + gl.log2(gl.where(total > 0, total, 1.0))) * 0.6931471805599453
     lse = gl.where(total > 0, lse, float("-inf"))
-    rows = start + gl.arange(0, 64, total.type.layout)
-    gl.store(lse_ptr + bh.to(gl.int64) * s_q + rows, lse, mask=rows < end)
+    own_rows: gl.constexpr = total.type.layout
+    rows, live = row_places(order, start, end, own_rows, HAS_ORDER)
+    gl.store(lse_ptr + bh.to(gl.int64) * s_q + rows, lse, mask=live)
     b = bh // heads
     h = bh % heads
     # the copy of the tile before has been read
     tma.store_wait(0)
     meet()
     o = o_smem.index(HALF)
-    o.store(acc.to(q.dtype))
-    if IS_Q_UNIFORM:
+    o.store(acc.to(o.dtype))
+    if IS_Q_UNIFORM and not HAS_ORDER:
         fence_async_shared()
         meet()
         boxes = as_boxes(o_smem, 2 * DIM // 64, 64)
@@ -180,18 +185,18 @@ def finish(
         # rows past the block are another block's
         meet()
         flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-        r = start + gl.arange(0, 64, gl.SliceLayout(1, flat))
+        r, live = row_places(order, start, end, gl.SliceLayout(1, flat), HAS_ORDER)
         d = gl.arange(0, DIM, gl.SliceLayout(0, flat))
         base = out_ptr + b.to(gl.int64) * stride_ob + h.to(gl.int64) * stride_oh
         at = base + (r.to(gl.int64) * stride_os)[:, None] + d[None, :]
-        gl.store(at, o.load(flat), mask=(r < end)[:, None])
+        gl.store(at, o.load(flat), mask=live[:, None])
 
 
 @gluon.jit
 def consume(
-    target, memory, sizes, HALF: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES:
-    gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_NOTE: gl.constexpr, HAS_TAIL: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, HAS_FENCE: gl.constexpr,
+    target, memory, sizes, queries, HALF: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr, IS_Q_UNIFORM: gl.constexpr, HAS_NOTE: gl.constexpr, HAS_TAIL:
+    gl.constexpr, IS_CAUSAL: gl.constexpr, HAS_FENCE: gl.constexpr, HAS_ORDER: gl.constexpr,
 ):  # fmt: skip
     """Attend for 64 rows of every query tile that `mail` announces: four warps."""
     (
@@ -216,6 +221,10 @@ def consume(
         whole = read_mail(mail, 3)
         kept = read_mail(mail, 4)
         steps = kept + read_mail(mail, 5)
+        order = queries[0]
+        if HAS_ORDER:
+            order, q_ptr = own_order(queries, bh, heads)
+            take_queries(q, order, q_ptr, queries[6], start, end, DIM)
         acc = gl.zeros([64, DIM], gl.float32, o_layout)
         total = gl.zeros([64], gl.float32, row_layout)
         mass = gl.zeros([64], gl.float32, row_layout)
@@ -270,7 +279,8 @@ def consume(
             vs += 1
         finish(
             acc, total, peak, mass, q, target, memory, bh, start, end, vs, heads, s_q, scale,
-            stride_ob, stride_oh, stride_os, HALF, DIM, STAGES, IS_Q_UNIFORM, HAS_TAIL,
+            stride_ob, stride_oh, stride_os, HALF, DIM, STAGES, IS_Q_UNIFORM, HAS_TAIL, order,
+            HAS_ORDER,
         )  # fmt: skip
         if HAS_TAIL:
             vs += 1

@@ -243,7 +243,7 @@ def listed_steps(
 
 @triton.jit
 def add_tail(
-    acc, total, mass, q, q_ptr, stride_qs, q_rows, q_end, tail_desc, tail_ptr, stride_td, b, h,
+    acc, total, mass, q, q_ptr, stride_qs, places, live, tail_desc, tail_ptr, stride_td, b, h,
     scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V:
     tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -261,9 +261,9 @@ def add_tail(
         # slices of the head dim: all of q as a register operand would spill
         for d in tl.range(0, HEAD_DIM, 16, num_stages=1):
             dims = d + tl.arange(0, 16)
-            inside = (q_rows < q_end)[:, None] & (dims < DIM)[None, :]
+            inside = live[:, None] & (dims < DIM)[None, :]
             # q: [BLOCK_M, 16], tail: [16, HEAD_DIM_V]
-            at = q_ptr + q_rows.to(tl.int64)[:, None] * stride_qs + dims[None, :]
+            at = q_ptr + places.to(tl.int64)[:, None] * stride_qs + dims[None, :]
             part = tl.load(at, mask=inside, other=0.0)
             t = load_rows(tail_ptr, stride_td, dims, dims < DIM, DIM_V, HEAD_DIM_V)
             part = (part.to(tl.float32) * weight[:, None]).to(part.dtype)

@@ -10,73 +10,29 @@ PISA's first order as the tail. Importing this file imports no Triton.
 
 from __future__ import annotations
 
-import functools
 import importlib
 
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import IMPLS, Columns, Cut, allocate, as_cut, check
+from dit_sparse.kernels.choice import KERNELS, implementation, kernel, triton_missing, why_not_fp8
+from dit_sparse.kernels.contract import IMPLS, QUANTS, Columns, Cut, allocate, as_cut, check
+from dit_sparse.kernels.quant import rounding
 
 __all__ = [
-    "IMPLS", "KERNELS", "Columns", "Cut", "block_sparse_attention", "implementation", "kernel",
+    "IMPLS", "KERNELS", "QUANTS", "Columns", "Cut", "block_sparse_attention", "implementation",
+    "kernel",
 ]  # fmt: skip
 
 _MODULES = {
     "hopper": "hopper",
+    "hopper fp8": "hopper_fp8",
     "triton": "block_sparse",
     "torch": "gather",
     "reference": "reference",
 }
-# what `impl` may be here; "hopper" is not offered beyond: it takes not every call of a method
-KERNELS = (*IMPLS, "hopper")
-
-
-@functools.cache
-def _triton_missing() -> str:
-    try:
-        importlib.import_module("triton")
-    except Exception as error:
-        return f"triton cannot be imported ({type(error).__name__})"
-    return ""
-
-
-@functools.cache
-def _device_missing(index: int) -> str:
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
-        return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
-    return _triton_missing()
-
-
-def implementation(q: Tensor) -> tuple[str, str]:
-    """Return (name, reason) of the implementation that `impl="auto"` takes for tensors like q."""
-    if q.device.type != "cuda":
-        return "torch", f"tensors are on {q.device.type}"
-    if q.dtype == torch.float64:
-        return "torch", "the triton kernel has no float64"
-    if max(q.shape[-1], 1) > 256:
-        return "torch", f"head dim {q.shape[-1]} is above the triton kernel's 256"
-    reason = _device_missing(q.device.index or 0)
-    return ("torch", reason) if reason else ("triton", f"{torch.cuda.get_device_name(q.device)}")
-
-
-def kernel(
-    q: Tensor, k: Tensor, v: Tensor, *, q_blocks: Cut | int, kv_blocks: Cut | int, columns: Columns
-    | None = None, row_mask: Tensor | None = None, causal: bool = False, impl: str = "auto",
-) -> tuple[str, str]:  # fmt: skip
-    """Return (name, reason) of the kernel that runs a call: one of KERNELS, not "auto"."""
-    if impl != "auto":
-        return impl, "asked for"
-    name, reason = implementation(q)
-    if name != "triton":
-        return name, reason
-    from dit_sparse.kernels import hopper
-
-    cuts = as_cut(q_blocks), as_cut(kv_blocks)
-    why_not = hopper.why_not(q, k, v, *cuts, columns, row_mask, causal)
-    if why_not:
-        return "triton", f"{reason}; not the Hopper kernel: {why_not}"
-    return "hopper", reason
+# those that read queries and write outputs by an order; for the others both are moved
+_ORDERED = ("triton", "hopper")
 
 
 def block_sparse_attention(
@@ -91,14 +47,16 @@ def block_sparse_attention(
     columns: Columns | None = None,
     tail: Tensor | None = None,
     row_mask: Tensor | None = None,
+    q_order: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
     impl: str = "auto",
+    quant: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """Attend every query block to its listed key blocks, and to extra columns in the same softmax.
 
-    q: [B, H, Sq, D] in arranged order; k: [B, Hkv, Skv, D], v: [B, Hkv, Skv, Dv]; kv head = q head
-        // (H // Hkv)
+    q: [B, H, Sq, D] in arranged order, or in any with `q_order`; k: [B, Hkv, Skv, D], v: [B, Hkv,
+        Skv, Dv] in arranged order; kv head = q head // (H // Hkv)
     kv_count: [B, H, M] int32 kept key blocks per query block; kv_index: [B, H, M, C] int32 their
         distinct ids, packed left, C <= N; any order is correct, ascending is fastest
     q_blocks, kv_blocks: a block size (the last block may be short) or a Cut with offsets
@@ -108,10 +66,15 @@ def block_sparse_attention(
         scale * q @ tail
     row_mask: None or bool/int8 [B, H or 1, Sq, N], which of its listed key blocks each single query
         sees (queries of one block that choose for themselves; the list is their union)
+    q_order: None or int32/int64 [B or 1, H or 1, Sq], the place in q of each query in arranged
+        order: where it is read, and where its out and lse are written
     causal: query i sees keys j <= i + Skv - Sq (positions on the given axis; columns follow their
         mask alone)
     scale: default D ** -0.5; impl: auto, hopper, triton, torch or reference; an explicit choice
         never falls back
+    quant: "none", or "fp8" for products of 8-bit numbers (see quant.py), relative error at most .05
+        of the output; the Hopper kernel does it, but for columns and unequal key blocks; torch and
+        reference round q, k and v likewise; elsewhere impl "auto" leaves it out; no gradients
     returns: out [B, H, Sq, Dv] in q's dtype, lse [B, H, Sq] float32 (natural log, exact keys and
         columns); a query that sees nothing, or lies in no block, gives 0 and -inf
 
@@ -129,20 +92,22 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes
     if not torch.compiler.is_compiling():
-        check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, columns, tail, row_mask, scale)
+        cuts = q_blocks, kv_blocks
+        check(q, k, v, kv_count, kv_index, *cuts, columns, tail, row_mask, scale, q_order, quant)
     c = columns or Columns(None, None)  # type: ignore[arg-type]
     if c.k is not None and c.k.shape[2] == 0:
         c, tail = Columns(None, None), None  # type: ignore[arg-type]
     return torch.ops.dit_sparse.block_sparse_attention(
         q, k, v, kv_count, kv_index, q_blocks.size, q_blocks.offsets, kv_blocks.size,
         kv_blocks.offsets, c.k, c.v, c.bias, c.mask, c.count, c.index, c.group, tail, row_mask,
-        causal, scale, impl,
+        q_order, causal, scale, impl, quant,
     )  # fmt: skip
 
 
 def _dispatch(
     q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
-    col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
+    col_mask, col_count, col_index, col_group, tail, row_mask, q_order, causal, scale, impl,
+    quant="none",
 ):  # fmt: skip
     q_blocks, kv_blocks, columns = Cut(q_size, q_offsets), Cut(kv_size, kv_offsets), None
     if col_k is not None:
@@ -155,12 +120,39 @@ def _dispatch(
         "causal": causal,
     }
     name, _ = kernel(q, k, v, **shape, impl=impl)
-    if name in ("hopper", "triton") and _triton_missing():
-        raise RuntimeError(f"impl={name!r} cannot run: {_triton_missing()}")
-    module = importlib.import_module(f"dit_sparse.kernels.{_MODULES[name]}")
-    return module.block_sparse_attention(
-        q, k, v, kv_count, kv_index, **shape, tail=tail, scale=scale
+    if name in ("hopper", "triton") and triton_missing():
+        raise RuntimeError(f"impl={name!r} cannot run: {triton_missing()}")
+    options = {**shape, "tail": tail, "scale": scale}
+    if quant == "fp8":
+        why_not = why_not_fp8(name, kv_blocks, columns)
+        if why_not and impl != "auto":
+            raise ValueError(f"impl={impl!r} cannot run quant='fp8': {why_not}")
+        quant = "none" if why_not else quant
+    attend = _attend(name, quant)
+    if q_order is None:
+        return attend(q, k, v, kv_count, kv_index, **options)
+    if name in _ORDERED and row_mask is None and quant == "none":
+        return attend(q, k, v, kv_count, kv_index, **options, q_order=q_order)
+    from dit_sparse.kernels.permute import permute_tokens
+
+    # the torch form of a move has gradients
+    own = "triton" if name in ("hopper", "triton") else "torch"
+    q = permute_tokens(q, q_order, impl=own)
+    moved = attend(q, k, v, kv_count, kv_index, **options)
+    out, lse = (
+        permute_tokens(x, q_order, inverse=True, impl=own) for x in (moved[0], moved[1][..., None])
     )
+    return out, lse[..., 0]
+
+
+def _attend(name: str, quant: str):
+    """Return the function of a kernel; with quant="fp8" it takes 8-bit numbers, or rounds to
+    them."""
+    key = f"{name} {quant}"
+    module = importlib.import_module(f"dit_sparse.kernels.{_MODULES.get(key, _MODULES[name])}")
+    if quant == "none" or key in _MODULES:
+        return module.block_sparse_attention
+    return rounding(module.block_sparse_attention)
 
 
 @torch.library.custom_op("dit_sparse::block_sparse_attention", mutates_args=())
@@ -168,13 +160,14 @@ def _attention_op(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_size: int, q_offsets:
     Tensor | None, kv_size: int, kv_offsets: Tensor | None, col_k: Tensor | None, col_v: Tensor |
     None, col_bias: Tensor | None, col_mask: Tensor | None, col_count: Tensor | None, col_index:
-    Tensor | None, col_group: int, tail: Tensor | None, row_mask: Tensor | None, causal: bool,
-    scale: float, impl: str,
+    Tensor | None, col_group: int, tail: Tensor | None, row_mask: Tensor | None, q_order:
+    Tensor | None, causal: bool, scale: float, impl: str, quant: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, _ = allocate(q, v.shape[-1])
     result = _dispatch(
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
-        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
+        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, q_order, causal, scale,
+        impl, quant,
     )  # fmt: skip
     if result[0].stride() == out.stride():
         return result
@@ -185,24 +178,14 @@ def _attention_op(
 @_attention_op.register_fake
 def _attention_fake(
     q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v, col_bias,
-    col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, impl,
+    col_mask, col_count, col_index, col_group, tail, row_mask, q_order, causal, scale, impl,
+    quant,
 ):  # fmt: skip
     columns = None
     if col_k is not None:
         columns = Columns(col_k, col_v, col_bias, col_mask, col_count, col_index, col_group)
-    check(
-        q,
-        k,
-        v,
-        kv_count,
-        kv_index,
-        Cut(q_size, q_offsets),
-        Cut(kv_size, kv_offsets),
-        columns,
-        tail,
-        row_mask,
-        scale,
-    )
+    cuts = Cut(q_size, q_offsets), Cut(kv_size, kv_offsets)
+    check(q, k, v, kv_count, kv_index, *cuts, columns, tail, row_mask, scale, q_order, quant)
     return allocate(q, v.shape[-1])
 
 
@@ -231,11 +214,12 @@ def _backward_op(
     kv_index: Tensor, q_size: int, q_offsets: Tensor | None, kv_size: int, kv_offsets: Tensor |
     None, col_k: Tensor | None, col_v: Tensor | None, col_bias: Tensor | None, col_mask: Tensor |
     None, col_count: Tensor | None, col_index: Tensor | None, col_group: int, tail: Tensor | None,
-    row_mask: Tensor | None, causal: bool, scale: float,
+    row_mask: Tensor | None, q_order: Tensor | None, causal: bool, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     args = [
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
-        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, causal, scale, "torch",
+        col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, q_order, causal, scale,
+        "torch",
     ]  # fmt: skip
     with torch.enable_grad(), _record():
         for place in _PLACES:
@@ -266,7 +250,7 @@ def _save(ctx, inputs, output) -> None:
 def _backward(ctx, grad_out, grad_lse):
     pairs = zip(ctx.saved_tensors, ctx.plain, strict=True)
     inputs = [saved if saved is not None else plain for saved, plain in pairs]
-    grads = torch.ops.dit_sparse.block_sparse_attention_backward(grad_out, grad_lse, *inputs[:-1])
+    grads = torch.ops.dit_sparse.block_sparse_attention_backward(grad_out, grad_lse, *inputs[:-2])
     result: list = [None] * len(inputs)
     for place, grad in zip((p for p in _PLACES if inputs[p] is not None), grads, strict=True):
         result[place] = grad if ctx.needs_input_grad[place] else None

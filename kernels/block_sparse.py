@@ -58,8 +58,8 @@ def describe(x: Tensor, block: int, head_dim: int) -> TensorDescriptor | None:
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
     kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, row_mask:
-    Tensor | None = None, causal: bool = False, scale: float | None = None, config:
-    _tune.Config | None = None, tma: bool | None = None,
+    Tensor | None = None, q_order: Tensor | None = None, causal: bool = False, scale: float | None
+    = None, config: _tune.Config | None = None, tma: bool | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the kernel; arguments as in attention.py, `config` and `tma` override the table
     (benchmarks)."""
@@ -122,6 +122,7 @@ def block_sparse_attention(
     v_desc = describe(v, config.block_n, head_dim_v) if k_desc is not None else None
     use_tma = v_desc is not None
     ck, cv, terms, t, cc, ci, choice = k, v, lse, k, kv_count, kv_index, q
+    order = kv_count if q_order is None else per_head(q_order.contiguous(), batch, heads)
     if row_mask is not None:
         choice = per_head(row_mask, batch, heads)
         choice = (choice if choice.stride(-1) == 1 else choice.contiguous()).view(torch.int8)
@@ -146,14 +147,15 @@ def block_sparse_attention(
         *kv_off.stride()[:2], *ck.stride()[:3], *cv.stride()[:3], *terms.stride()[:3],
         *t.stride()[:3], heads, heads // kv_heads, heads // ck.shape[1], heads // t.shape[1], rows,
         s_q, s_kv, kv_index.shape[-1], ck.shape[2], scale or dim**-0.5, choice,
-        *choice.stride()[:3], table, tiles, cc, ci, ci.shape[-1], DIM=dim, DIM_V=dim_v,
-        HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, Q_SIZE=q_size, KV_SIZE=kv_size,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_C=config.block_c, USE_TMA=use_tma,
-        USE_TAIL_TMA=tail_desc is not None and use_tma, IS_Q_UNIFORM=q_cut.offsets is None,
-        IS_KV_UNIFORM=uniform, IS_CAUSAL=causal, HAS_FULL=has_full, HAS_SINGLE=single,
+        *choice.stride()[:3], table, tiles, cc, ci, ci.shape[-1], order, *order.stride()[:2],
+        DIM=dim, DIM_V=dim_v, HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, Q_SIZE=q_size,
+        KV_SIZE=kv_size, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_C=config.block_c,
+        USE_TMA=use_tma, USE_TAIL_TMA=tail_desc is not None and use_tma, IS_Q_UNIFORM=q_cut.offsets
+        is None, IS_KV_UNIFORM=uniform, IS_CAUSAL=causal, HAS_FULL=has_full, HAS_SINGLE=single,
         HAS_PARTIAL=partial, HAS_COLUMNS=columns is not None, HAS_TAIL=tail is not None,
         PRECISION=config.precision, HAS_TABLE=has_table, HAS_CHOICE=chosen,
-        COLUMN_GROUP=columns.group if columns is not None and columns.count is not None else 0,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        HAS_ORDER=q_order is not None, COLUMN_GROUP=columns.group if columns is not None and
+        columns.count is not None else 0, num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )  # fmt: skip
     return out, lse

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # what a caller may ask for; "auto" chooses by device and never stands for "reference"
 IMPLS = ("auto", "triton", "torch", "reference")
+# what the products are made of: the inputs' numbers, or 8-bit ones (see quant.py)
+QUANTS = ("none", "fp8")
 _CHOICE = (torch.bool, torch.int8)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -145,6 +147,7 @@ def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
 def check(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_blocks: Cut, kv_blocks:
     Cut, columns: Columns | None, tail: Tensor | None, row_mask: Tensor | None, scale: float,
+    q_order: Tensor | None = None, quant: str = "none",
 ) -> None:  # fmt: skip
     """Raise one line naming the argument and its value if the call breaks the contract; reads no
     device data."""
@@ -170,6 +173,10 @@ def check(
         _fail("kv_index", f"of a capacity of at most {blocks} key blocks", kv_index)
     if scale <= 0:
         _fail("scale", "a positive number", scale)
+    if quant not in QUANTS:
+        _fail("quant", " or ".join(QUANTS), quant)
+    if quant != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        _fail("q, k and v", f"without gradients under quant={quant!r}, which has none", "some")
     groups = (heads, kv_heads)
     if columns is not None:
         ok = isinstance(columns, Columns) and isinstance(columns.k, Tensor) and columns.k.dim() == 4
@@ -189,7 +196,10 @@ def check(
         _shaped("tail", tail, batch, groups, dim, dim_v)
     if row_mask is not None:
         _shaped("row_mask", row_mask, batch, (1, heads), s_q, blocks, dtype=_CHOICE)
-    extra = [x for x in (q_blocks.offsets, kv_blocks.offsets, tail, row_mask) if x is not None]
+    if q_order is not None:
+        _shaped("q_order", q_order, (1, batch), (1, heads), s_q, dtype=(torch.int32, torch.int64))
+    given = (q_blocks.offsets, kv_blocks.offsets, tail, row_mask, q_order)
+    extra = [x for x in given if x is not None]
     if columns is not None:
         extra += [x for x in vars(columns).values() if isinstance(x, Tensor)]
     for x in (k, v, kv_count, kv_index, *extra):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -100,18 +101,18 @@ def _aligned(x: Tensor) -> bool:
     )
 
 
-def _describe(x: Tensor, rows: int):
-    """Return a tensor map of x [B, H, S, D] with boxes of `rows` tokens x 64 numbers."""
+def describe(x: Tensor, rows: int, width: int = 64):
+    """Return a tensor map of x [B, H, S, D] with boxes of `rows` tokens x `width` numbers."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     # an axis of one element has any stride, a tensor map only multiples of 16 bytes
-    strides = [x.stride(i) if x.shape[i] > 1 else 8 * x.shape[3] for i in range(3)]
-    layout = NVMMASharedLayout(128, 16, 4)
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, 64], layout)
+    strides = [x.stride(i) if x.shape[i] > 1 else 16 * x.shape[3] for i in range(3)]
+    layout = NVMMASharedLayout(width * x.element_size(), 8 * x.element_size(), 4)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width], layout)
 
 
-def _describe_rows(terms: Tensor, width: int):
+def describe_rows(terms: Tensor, width: int):
     """Return a tensor map over the stored rows of terms [B, H, M, C], boxes of `width` of a row."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -122,11 +123,55 @@ def _describe_rows(terms: Tensor, width: int):
     return TensorDescriptor.from_tensor(flat, [1, width], NVMMASharedLayout(0, 32, 2))
 
 
+class Work(NamedTuple):
+    """What the producer walks: boxes of up to `box` keys by row (see tables.key_boxes), query tiles
+    (see tables.query_table) and their number, past-the-end tokens of query blocks given by offsets.
+
+    is_short: whether a step may have boxes with hidden keys, or fewer boxes than fit.
+    """
+
+    whole: Tensor
+    count: Tensor
+    boxes: Tensor
+    table: Tensor
+    tiles: int
+    ends: Tensor
+    box: int
+    is_short: bool
+
+
+def prepare(
+    q: Tensor, tokens: int, kv_count: Tensor, kv_index: Tensor, q_cut: Cut, kv_cut: Cut, causal:
+    bool, config: Config, least: int = 16,
+) -> tuple[Work, Tensor, Tensor]:  # fmt: skip
+    """Return the work of one call to `tokens` keys in boxes of at least `least`, and room for out
+    and lse."""
+    batch, heads, s_q, dim = q.shape
+    box = config.box or _box(kv_cut, config.block_n, least)
+    is_short = causal or kv_cut.offsets is not None or tokens % kv_cut.size != 0
+    is_short = is_short or box != config.block_n
+    lists = kv_count.contiguous(), kv_index.contiguous()
+    seen = (q_cut, s_q) if causal else None
+    whole, count, boxes = key_boxes(kv_cut, *lists, tokens, box, causal=seen)
+    out, lse = allocate(q, dim)
+    # equal blocks need no ends
+    offsets, ends = None, count
+    if q_cut.offsets is not None:
+        offsets = per_head(q_cut.offsets.contiguous(), batch, heads).contiguous()
+        ends = offsets[..., 1:]
+        # tokens outside every block
+        out.zero_()
+        lse.fill_(float("-inf"))
+    table = query_table(offsets, count, s_q, TILE, q_cut.size)
+    tiles = (table.numel() - 1) // 2
+    return Work(whole, count, boxes, table, tiles, ends, box, is_short), out, lse
+
+
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, *, q_blocks: Cut | int,
     kv_blocks: Cut | int, columns: Columns | None = None, tail: Tensor | None = None, row_mask:
-    Tensor | None = None, causal: bool = False, scale: float | None = None, config: Config | None =
-    None,
+    Tensor | None = None, q_order: Tensor | None = None, causal: bool = False, scale: float | None
+    = None, config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the kernel; arguments as in attention.py, `config` overrides the table (benchmarks).
 
@@ -141,57 +186,46 @@ def block_sparse_attention(
     config = config or _TABLE[q.shape[-1]]
     batch, heads, s_q, dim = q.shape
     kv_heads, s_kv, rows = k.shape[1], k.shape[2], kv_count.shape[2]
-    box = config.box or _box(kv_cut, config.block_n)
-    lists = kv_count.contiguous(), kv_index.contiguous()
-    seen = (q_cut, s_q) if causal else None
-    whole, count, boxes = key_boxes(kv_cut, *lists, s_kv, box, causal=seen)
-    out, lse = allocate(q, dim)
-    offsets, ends = None, count
-    if q_cut.offsets is not None:
-        offsets = per_head(q_cut.offsets.contiguous(), batch, heads).contiguous()
-        ends = offsets[..., 1:]
-        # tokens outside every block
-        out.zero_()
-        lse.fill_(float("-inf"))
-    table = query_table(offsets, count, s_q, TILE, q_cut.size)
-    tiles = (table.numel() - 1) // 2
+    work, out, lse = prepare(q, s_kv, kv_count, kv_index, q_cut, kv_cut, causal, config)
+    whole, count, boxes, table, tiles, ends, box, is_short = work
+    unequal = q_cut.offsets is not None
     ck, cc, ci, terms, strides, t, group = k, count, boxes, lse, (0, 0, 0), k, 0
     ck_desc = cv_desc = terms_desc = tail_desc = None
     if columns is not None:
         ck, group = columns.k, columns.group if columns.count is not None else 0
         terms = column_terms(columns, heads, rows, config.block_n)
         strides = [s // terms.shape[-1] for s in terms.stride()[:3]]
-        ck_desc = _describe(ck, group or config.block_n)
-        cv_desc = _describe(columns.v, group or config.block_n)
+        ck_desc = describe(ck, group or config.block_n)
+        cv_desc = describe(columns.v, group or config.block_n)
         if columns.count is not None and columns.index is not None:
             cc, ci = columns.count.contiguous(), columns.index.contiguous()
         else:
-            terms_desc = _describe_rows(terms, config.block_n)
+            terms_desc = describe_rows(terms, config.block_n)
     if tail is not None:
         t = tail.to(q.dtype).contiguous()
-        tail_desc = _describe(t, config.block_n)
+        tail_desc = describe(t, config.block_n)
+    order = count if q_order is None else per_head(q_order.contiguous(), batch, heads)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count
-    whole_steps = kv_cut.offsets is None and s_kv % kv_cut.size == 0 and box == config.block_n
     hopper_kernel[(min(programs, -(-tiles // config.rings)),)](
-        _describe(q, 64), _describe(k, box), _describe(v, box), _describe(out, 64), ck_desc,
+        describe(q, 64), describe(k, box), describe(v, box), describe(out, 64), ck_desc,
         cv_desc, terms_desc, tail_desc, out, lse, whole, count, boxes, table, table[2 * tiles :],
         ends, terms, cc, ci, heads, heads // kv_heads, heads // ck.shape[1], heads // t.shape[1],
         rows, tiles, tiles // (batch * heads), s_q, s_kv, boxes.shape[3], ck.shape[2],
-        ci.shape[-1], scale or dim**-0.5, *strides, *out.stride()[:3], DIM=dim,
-        Q_SIZE=q_cut.size if offsets is None else TILE, BLOCK_N=config.block_n, BOX=box,
-        COLUMN_GROUP=group, STAGES=config.stages, RINGS=config.rings, IS_Q_UNIFORM=offsets is None,
-        HAS_SHORT=causal or not whole_steps, HAS_COLUMNS=columns is not None,
-        HAS_TAIL=tail is not None, IS_CAUSAL=causal, HAS_FENCE=config.fence, num_warps=4,
+        ci.shape[-1], scale or dim**-0.5, *strides, *out.stride()[:3], order,
+        q, *order.stride()[:2], *q.stride()[:3], DIM=dim,
+        Q_SIZE=TILE if unequal else q_cut.size, BLOCK_N=config.block_n, BOX=box,
+        COLUMN_GROUP=group, STAGES=config.stages, RINGS=config.rings, IS_Q_UNIFORM=not unequal,
+        HAS_SHORT=is_short, HAS_COLUMNS=columns is not None,
+        HAS_TAIL=tail is not None, IS_CAUSAL=causal, HAS_FENCE=config.fence,
+        HAS_ORDER=q_order is not None, num_warps=4,
         maxnreg=168 if config.rings == 1 else 96,
     )  # fmt: skip
     return out, lse
 
 
-def _box(cut: Cut, block_n: int) -> int:
-    """Return how many keys to fetch at once: as many as divide a block, at least 16."""
+def _box(cut: Cut, block_n: int, least: int) -> int:
+    """Return how many keys to fetch at once: as many as divide a block, at least `least`."""
     box = block_n
-    while cut.offsets is not None or cut.size % box:
+    while box > least and (cut.offsets is not None or cut.size % box):
         box //= 2
-        if box == 16:
-            break
     return box

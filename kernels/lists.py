@@ -24,22 +24,66 @@ def top_blocks(score: Tensor, k: int, *, impl: str = "auto") -> Tensor:
     if score.dim() != 4 or not score.is_floating_point() or not 1 <= k <= n:
         got = f"{score.dtype} {list(score.shape)}, k={k}"
         raise ValueError(f"score must be floating [B, H, M, N] with k in [1, N], got {got}")
-    if pick(score[..., :1], impl) == "triton" and score.dtype == torch.float32 and n <= 16384:
-        from dit_sparse.kernels import passes
+    if _in_registers(score, impl):
+        from dit_sparse.kernels import _lists
 
-        return passes.top_blocks(score, k)
+        return _lists.top_lists(score, k, lists=False)[0]
     best = score.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(score, dtype=torch.int8).scatter_(-1, best, 1)
 
 
+def top_lists(score: Tensor, k: int, *, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+    """Return `top_blocks` and its lists kv_count, kv_index [B, H, M, k]; one launch in Triton.
+
+    >>> [x.tolist() for x in top_lists(torch.tensor([[[[0.5, 2.0, 1.0]]]]), 2)[1:]]
+    [[[[2]]], [[[[1, 2]]]]]
+    """
+    if score.dim() == 4 and 1 <= k <= score.shape[-1] and _in_registers(score, impl):
+        from dit_sparse.kernels import _lists
+
+        return _lists.top_lists(score, k)
+    level = top_blocks(score, k, impl=impl)
+    return level, *pack_lists(level, k, impl=impl)
+
+
+def edge_lists(score: Tensor, edge: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+    """Return the choice of all scores not below an edge, and of the best of each row, int8 [B, H,
+    M, N], and its lists kv_count, kv_index [B, H, M, N]; one launch in Triton.
+
+    score: [B, H, M, N] floating; edge: [B, H] of the same dtype. NaN, on either side, is kept.
+
+    >>> score = torch.tensor([[[[0.5, 2.0, 1.0], [0.0, 0.1, 0.2]]]])
+    >>> edge_lists(score, torch.ones(1, 1))[0].tolist()
+    [[[[0, 1, 1], [0, 0, 1]]]]
+    """
+    if _in_registers(score, impl):
+        from dit_sparse.kernels import _lists
+
+        return _lists.edge_lists(score, edge)
+    # "not below" instead of "at least": a row of NaN keeps its blocks, so that the NaN shows
+    worse = (score < edge[..., None, None]) & (score < score.amax(-1, keepdim=True))
+    level = worse.logical_not_().view(torch.int8)
+    return level, *pack_lists(level, impl=impl)
+
+
+def _in_registers(score: Tensor, impl: str) -> bool:
+    """Return whether a row of scores is for Triton: one program holds it whole."""
+    fits = score.dtype == torch.float32 and score.shape[-1] <= 16384
+    # one element: the kernels have no limit on the axis that `pick` takes for the head dim
+    return pick(score[..., :1], impl) == "triton" and fits
+
+
 def pack_lists(
-    block_mask: Tensor, capacity: int | None = None, *, impl: str = "auto"
+    block_mask: Tensor,
+    capacity: int | None = None,
+    *,
+    level: int | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Return (kv_count, kv_index), int32, of a block choice.
 
-    block_mask: [B, H, M, N] bool or int8, nonzero = kept; capacity: C <= N, default N; a row that
-        keeps more
-    loses its highest ids. Entries past the count are 0.
+    block_mask: [B, H, M, N] bool or int8, kept where it is nonzero, or equal to `level`; capacity:
+    C <= N, default N; a row that keeps more loses its highest ids. Entries past the count are 0.
 
     >>> pack_lists(torch.tensor([[[[True, False, True]]]]))[1].tolist()
     [[[[0, 2, 0]]]]
@@ -51,12 +95,11 @@ def pack_lists(
     capacity = n if capacity is None else capacity
     if not 0 <= capacity <= n:
         raise ValueError(f"capacity must lie in [0, {n}], got {capacity}")
-    # one element: the kernel has no limit on the axis that `pick` takes for the head dim
     if pick(block_mask[..., :1], impl) == "triton":
-        from dit_sparse.kernels import passes
+        from dit_sparse.kernels import _lists
 
-        return passes.pack_lists(block_mask, capacity)
-    kept = block_mask != 0
+        return _lists.pack_lists(block_mask, capacity, level)
+    kept = block_mask != 0 if level is None else block_mask == level
     place = kept.cumsum(-1) - 1
     # dropped and overflowing entries land in one spare slot
     place = place.where(kept & (place < capacity), capacity)

@@ -1,8 +1,7 @@
-"""Triton kernels of the one-pass tools: pooling and permutation, block moments, list packing.
+"""Triton kernels of two one-pass tools: block moments, and addends of extra columns.
 
-One program per (block, head), (chunk of blocks, head) or mask row; float32 accumulation. Launched
-by pool.py, permute.py and lists.py, which state formulas, shapes and users. Limits: head dims up
-to 256 (moments: 128).
+One program per (chunk of blocks, head) or row of addends; float32 accumulation. Launched by pool.py
+and the attention kernels, which state formulas, shapes and users. Limits: head dims up to 128.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types
@@ -13,57 +12,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_sparse.kernels._jit import block_range, dot, load_rows
-from dit_sparse.kernels._launch import dense_rows, head_offsets, own_block, precision
+from dit_sparse.kernels._jit import block_range, dot, load_rows, store_rows
+from dit_sparse.kernels._launch import dense_rows, head_offsets, precision
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import Columns, Cut, per_head
 
 
 @triton.jit
-def token_kernel(
-    x_ptr, order_ptr, out_ptr, mean_ptr, offsets_ptr, stride_xb, stride_xh, stride_xs, stride_ib,
-    stride_ih, stride_ob, stride_oh, stride_os, stride_fb, stride_fh, heads, blocks, tokens, DIM:
-    tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM:
-    tl.constexpr, HAS_ORDER: tl.constexpr, IS_INVERSE: tl.constexpr, WRITE_TOKENS: tl.constexpr,
-    WRITE_MEAN: tl.constexpr, IS_SUM: tl.constexpr,
+def moved_pair(
+    k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end, DIM:
+    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, HAS_ORDER:
+    tl.constexpr,
 ):  # fmt: skip
-    b, h, block, start, end = own_block(
-        offsets_ptr, stride_fb, stride_fh, heads, blocks, tokens, SIZE, IS_UNIFORM
-    )
-    x_ptr += b * stride_xb + h * stride_xh
-    out_ptr += b * stride_ob + h * stride_oh
-    dims = tl.arange(0, BLOCK_D)
-    total = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(start, end, TILE):
-        rows = first + tl.arange(0, TILE)
-        keep = rows < end
-        place = rows.to(tl.int64)
-        if HAS_ORDER:
-            place = tl.load(
-                order_ptr + b * stride_ib + h * stride_ih + rows, mask=keep, other=0
-            ).to(tl.int64)
-        source = rows.to(tl.int64) if IS_INVERSE else place
-        target = place if IS_INVERSE else rows.to(tl.int64)
-        # x: [TILE, BLOCK_D]
-        x = load_rows(x_ptr, stride_xs, source, keep, DIM, BLOCK_D)
-        if WRITE_TOKENS:
-            at = out_ptr + target[:, None] * stride_os + dims[None, :]
-            tl.store(at, x, mask=keep[:, None] & (dims < DIM)[None, :])
-        if WRITE_MEAN:
-            total += tl.sum(x.to(tl.float32), 0)
-    if WRITE_MEAN:
-        if not IS_SUM:
-            total = total / tl.maximum(end - start, 1).to(tl.float32)
-        at = mean_ptr + block * DIM + dims
-        tl.store(at, total.to(mean_ptr.dtype.element_ty), mask=dims < DIM)
+    """Load keys and values of arranged rows; with an order, write them where they now stand."""
+    keep = rows < end
+    place = rows
+    if HAS_ORDER:
+        place = tl.load(order_ptr + rows, mask=keep, other=0)
+    k = load_rows(k_ptr, stride_ks, place, keep, DIM, BLOCK_D)
+    v = load_rows(v_ptr, stride_vs, place, keep, DIM_V, BLOCK_V)
+    if HAS_ORDER:
+        store_rows(k_out_ptr, DIM, rows, keep, k, DIM, BLOCK_D)
+        store_rows(v_out_ptr, DIM_V, rows, keep, v, DIM_V, BLOCK_V)
+    return k, v
 
 
 @triton.jit
 def moments_kernel(
-    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, norm_ptr, offsets_ptr, stride_kb, stride_kh,
-    stride_ks, stride_vb, stride_vh, stride_vs, stride_fb, stride_fh, heads, blocks, tokens,
-    chunks, chunk, DIM: tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V:
-    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION:
+    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, norm_ptr, offsets_ptr, order_ptr, k_out_ptr,
+    v_out_ptr, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs, stride_fb,
+    stride_fh, stride_ib, stride_ih, heads, blocks, summed_blocks, tokens, chunks, chunk, DIM:
+    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIZE:
+    tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, HAS_ORDER: tl.constexpr, PRECISION:
     tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0) % chunks
@@ -72,6 +52,9 @@ def moments_kernel(
     h = (bh % heads).to(tl.int64)
     k_ptr += b * stride_kb + h * stride_kh
     v_ptr += b * stride_vb + h * stride_vh
+    order_ptr += b * stride_ib + h * stride_ih
+    k_out_ptr += bh.to(tl.int64) * tokens * DIM
+    v_out_ptr += bh.to(tl.int64) * tokens * DIM_V
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_V)
     summed = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
@@ -83,8 +66,10 @@ def moments_kernel(
             # no inner loop: the tiles of the next blocks load while this one computes
             rows = start + tl.arange(0, TILE)
             # k: [TILE, BLOCK_D], v: [TILE, BLOCK_V]
-            k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
-            v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
+            k, v = moved_pair(
+                k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end, DIM,
+                DIM_V, BLOCK_D, BLOCK_V, HAS_ORDER,
+            )  # fmt: skip
             outer = dot(tl.trans(k), v, tl.zeros([BLOCK_D, BLOCK_V], tl.float32), PRECISION)
             k_sum = tl.sum(k.to(tl.float32), 0)
             v_sum = tl.sum(v.to(tl.float32), 0)
@@ -94,15 +79,17 @@ def moments_kernel(
             v_sum = tl.zeros([BLOCK_V], tl.float32)
             for first in range(start, end, TILE):
                 rows = first + tl.arange(0, TILE)
-                k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
-                v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
+                k, v = moved_pair(
+                    k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end,
+                    DIM, DIM_V, BLOCK_D, BLOCK_V, HAS_ORDER,
+                )  # fmt: skip
                 outer = dot(tl.trans(k), v, outer, PRECISION)
                 k_sum += tl.sum(k.to(tl.float32), 0)
                 v_sum += tl.sum(v.to(tl.float32), 0)
         count = tl.maximum(end - start, 1).to(tl.float32)
         # sum (k - kbar)^T v = k^T v - n kbar^T vbar, in float32: no rounding of centred keys
         outer -= k_sum[:, None] * (v_sum / count)[None, :]
-        summed += outer
+        summed += tl.where(block < summed_blocks, outer, 0.0)
         at = bh.to(tl.int64) * blocks + block
         tl.store(kbar_ptr + at * DIM + d, k_sum / count, mask=d < DIM)
         tl.store(vbar_ptr + at * DIM_V + e, v_sum / count, mask=e < DIM_V)
@@ -111,20 +98,6 @@ def moments_kernel(
         part_ptr + (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + d[:, None] * DIM_V + e[None, :]
     )
     tl.store(at, summed, mask=(d < DIM)[:, None] & (e < DIM_V)[None, :])
-
-
-@triton.jit
-def pack_kernel(mask_ptr, count_ptr, index_ptr, n, capacity, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.zeros([], tl.int32)
-    for base in range(0, n, BLOCK):
-        at = base + tl.arange(0, BLOCK)
-        # mask: [BLOCK] int8
-        kept = (tl.load(mask_ptr + row * n + at, mask=at < n, other=0) != 0).to(tl.int32)
-        place = count + tl.cumsum(kept, 0) - 1
-        tl.store(index_ptr + row * capacity + place, at, mask=(kept != 0) & (place < capacity))
-        count += tl.sum(kept, 0)
-    tl.store(count_ptr + row, tl.minimum(count, capacity))
 
 
 @triton.jit
@@ -150,59 +123,20 @@ def terms_kernel(
         tl.store(out_ptr + at, tl.where(seen, add, float("-inf")), mask=at < padded)
 
 
-@triton.jit
-def top_kernel(score_ptr, level_ptr, n, k, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    # score: [BLOCK] float32 -> unsigned integers of the same order; 0 is below every score
-    bits = tl.load(score_ptr + row * n + at, mask=at < n, other=0.0).to(tl.uint32, bitcast=True)
-    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    key = tl.where(at < n, key, tl.zeros([BLOCK], tl.uint32))
-    # the k-th largest key, bit by bit from the top
-    edge = tl.zeros([], tl.uint32)
-    bit = tl.full([], 0x80000000, tl.uint32)
-    for _ in range(32):
-        higher = edge | bit
-        edge = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= k, higher, edge)
-        bit = bit >> 1
-    above = (key > edge).to(tl.int32)
-    tie = ((key == edge) & (at < n)).to(tl.int32)
-    # equal scores: the first ones
-    first = tl.cumsum(tie, 0) <= k - tl.sum(above, 0)
-    keep = above | (tie & first.to(tl.int32))
-    tl.store(level_ptr + row * n + at, keep.to(tl.int8), mask=at < n)
+def block_moments(
+    k: Tensor, v: Tensor, cut: Cut, order: Tensor | None = None, summed: int | None = None
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Launch moments_kernel; see pool.block_moments and pool.moved_moments.
 
-
-def token_pass(
-    x: Tensor,
-    cut: Cut,
-    order: Tensor | None,
-    inverse: bool,
-    out: Tensor | None,
-    mean: Tensor | None,
-    is_sum: bool,
-) -> None:
-    """Fill `out` [B, H, S, D] with permuted tokens and `mean` [B, H, N, D] with block means in one
-    pass."""
-    x = dense_rows(x)
-    batch, heads, tokens, dim = x.shape
-    blocks = cut.count(tokens)
-    order_ = x if order is None else order.contiguous().expand(batch, heads, tokens)
-    out_, mean_ = x if out is None else out, x if mean is None else mean
-    offsets = head_offsets(cut, x)
-    token_kernel[(batch * heads * blocks,)](
-        x, order_, out_, mean_, offsets, *x.stride()[:3], *order_.stride()[:2], *out_.stride()[:3],
-        *offsets.stride()[:2], heads, blocks, tokens, DIM=dim, BLOCK_D=power_of_2(dim),
-        SIZE=cut.size, TILE=min(64, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
-        HAS_ORDER=order is not None, IS_INVERSE=inverse, WRITE_TOKENS=out is not None,
-        WRITE_MEAN=mean is not None, IS_SUM=is_sum, num_warps=4,
-    )  # fmt: skip
-
-
-def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch moments_kernel; see pool.block_moments."""
+    order: [B or 1, H or 1, S]; summed: the blocks that count in the sum of covariances. Returns the
+    moments of all blocks, and k and v in order.
+    """
     k, v = dense_rows(k), dense_rows(v)
     batch, heads, tokens, dim = k.shape
+    order_, k_out, v_out = k, k, v
+    if order is not None:
+        order_ = order.contiguous().expand(batch, heads, tokens)
+        k_out, v_out = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
     dim_v, blocks = v.shape[3], cut.count(tokens)
     # about one program per multiprocessor of a large GPU (registers allow no second one); each
     # writes one partial matrix
@@ -214,24 +148,14 @@ def block_moments(k: Tensor, v: Tensor, cut: Cut) -> tuple[Tensor, Tensor, Tenso
     norm = torch.empty(batch, heads, blocks, **f32)
     offsets = head_offsets(cut, k)
     moments_kernel[(batch * heads * chunks,)](
-        k, v, kbar, vbar, part, norm, offsets, *k.stride()[:3], *v.stride()[:3],
-        *offsets.stride()[:2], heads, blocks, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
+        k, v, kbar, vbar, part, norm, offsets, order_, k_out, v_out, *k.stride()[:3],
+        *v.stride()[:3], *offsets.stride()[:2], *order_.stride()[:2], heads, blocks,
+        blocks if summed is None else summed, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
         BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), SIZE=cut.size, TILE=min(64 if
         k.element_size() == 2 else 32, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
-        PRECISION=precision(), num_warps=8,
+        HAS_ORDER=order is not None, PRECISION=precision(), num_warps=8,
     )  # fmt: skip
-    return kbar, vbar, part.sum(2), norm
-
-
-def pack_lists(block_mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """Launch pack_kernel; see lists.pack_lists."""
-    mask, n = block_mask.contiguous().view(torch.int8), block_mask.shape[-1]
-    count = torch.empty(mask.shape[:-1], device=mask.device, dtype=torch.int32)
-    index = torch.zeros(*mask.shape[:-1], capacity, device=mask.device, dtype=torch.int32)
-    pack_kernel[(count.numel(),)](
-        mask, count, index, n, capacity, BLOCK=min(1024, power_of_2(n)), num_warps=4
-    )
-    return count, index
+    return (kbar, vbar, part.sum(2), norm), k_out, v_out
 
 
 def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:
@@ -254,15 +178,3 @@ def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:
         num_warps=4,
     )  # fmt: skip
     return out.expand(k.shape[0], heads, rows, padded)
-
-
-def top_blocks(score: Tensor, k: int) -> Tensor:
-    """Launch top_kernel; see lists.top_blocks."""
-    score = score.contiguous()
-    level = torch.empty(score.shape, device=score.device, dtype=torch.int8)
-    n = score.shape[-1]
-    block = power_of_2(n)
-    top_kernel[(score.numel() // n,)](
-        score, level, n, k, BLOCK=block, num_warps=min(16, max(1, block // 512))
-    )
-    return level

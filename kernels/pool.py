@@ -93,8 +93,8 @@ def pool_blocks(
 ) -> Tensor:  # fmt: skip
     """Return the mean (or sum) of every block of tokens.
 
-    x: [B, H, S, D]; blocks: block size or Cut; order: [B or 1, H or 1, S] pools x[order] without
-        writing it
+    x: [B, H, S, D]; blocks: block size or Cut; order: integer [B or 1, H or 1, T] pools the T
+        tokens x[order] without writing them
     reduce: mean or sum; dtype: of the result, default x's; returns [B, H, N, D]
 
     >>> pool_blocks(torch.ones(1, 2, 100, 8), 64).shape
@@ -106,17 +106,15 @@ def pool_blocks(
         raise ValueError(f"reduce must be mean or sum, got {reduce!r}")
     dtype = dtype or x.dtype
     if pick(x, impl) == "triton":
-        from dit_sparse.kernels.passes import token_pass
+        from dit_sparse.kernels._tokens import Job, new_mean, token_pass
 
-        mean = torch.empty(
-            *x.shape[:2], cut.count(x.shape[2]), x.shape[3], device=x.device, dtype=dtype
-        )
-        token_pass(x, cut, order, False, None, mean, reduce == "sum")
+        mean = new_mean(x, cut, (x if order is None else order).shape[2], dtype)
+        token_pass([Job(x, order, cut, None, mean, is_sum=reduce == "sum")])
         return mean
     if order is not None:
-        from dit_sparse.kernels.permute import permute_tokens
+        from dit_sparse.kernels.permute import rows_at
 
-        x = permute_tokens(x, order, impl="torch")
+        x = rows_at(x, order)
     total, size = _sums(x, cut)
     return (total / size.clamp(min=1) if reduce == "mean" else total).to(dtype)
 
@@ -136,7 +134,7 @@ def block_moments(
     if pick(k, impl, v, limit=128) == "triton":
         from dit_sparse.kernels import passes
 
-        return passes.block_moments(k, v, cut)
+        return passes.block_moments(k, v, cut)[0]
     (k_sum, size), (v_sum, _) = _sums(k, cut), _sums(v, cut)
     kbar, vbar = k_sum / size.clamp(min=1), v_sum / size.clamp(min=1)
     n, tokens, wide = cut.count(k.shape[2]), k.shape[2], kbar.dtype
@@ -160,6 +158,31 @@ def block_moments(
     )
     a, b = ((x - mean).masked_fill(outside, 0) for x, mean in ((a, kbar[:, :, :, None]), (b, 0)))
     return kbar, vbar, *_covariances(a, b)
+
+
+def moved_moments(
+    k: Tensor, v: Tensor, blocks: Cut | int, order: Tensor, counted: int, *, impl: str = "auto"
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Return the moments of the first `counted` blocks of k[order] and v[order], and these tokens.
+
+    k, v, blocks: as in `block_moments`, all S tokens in some block; order: integer [B or 1, H or
+    1, S]. One pass in Triton.
+    """
+    cut = as_cut(blocks)
+    if pick(k, impl, v, limit=128) == "triton":
+        from dit_sparse.kernels import passes
+
+        (kbar, vbar, total, norm), k, v = passes.block_moments(k, v, cut, order, counted)
+        at = slice(counted)
+        return (kbar[:, :, at], vbar[:, :, at], total, norm[:, :, at]), k, v
+    from dit_sparse.kernels.permute import permute_tokens
+
+    k, v = (permute_tokens(x, order, impl="torch") for x in (k, v))
+    some, tokens = cut, counted * cut.size
+    if cut.offsets is not None:
+        some, tokens = Cut(cut.size, cut.offsets[..., : counted + 1]), k.shape[2]
+    found = block_moments(k[:, :, :tokens], v[:, :, :tokens], some, impl="torch")
+    return found, k, v
 
 
 def _covariances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import Cut, as_cut, block_bounds, check_cut, per_head
+from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
+from dit_sparse.kernels.permute import rows_at
 from dit_sparse.kernels.pool import block_ids, pick, pool_blocks
+from dit_sparse.kernels.scores import pooled_scores
 
 
 class PooledMap(NamedTuple):
@@ -33,11 +35,14 @@ class PooledMap(NamedTuple):
     k_spread: Tensor | None
 
 
-def block_spread(x: Tensor, blocks: Cut | int, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+def block_spread(
+    x: Tensor, blocks: Cut | int, order: Tensor | None = None, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return each block's mean and, channel by channel, its mean absolute deviation from it.
 
-    x: [B, H, S, D]; blocks: block size or Cut; both results [B, H, N, D], float32 or wider. One
-    read of x in Triton, two in torch.
+    x: [B, H, S, D]; blocks: block size or Cut, of the T tokens x[order] where an integer order [B
+    or 1, H or 1, T] is given; both results [B, H, N, D], float32 or wider. One read of x in
+    Triton, two in torch.
 
     >>> [t.flatten().tolist() for t in block_spread(torch.arange(4.0).view(1, 1, 4, 1), 2)]
     [[0.5, 2.5], [0.5, 0.5]]
@@ -47,7 +52,8 @@ def block_spread(x: Tensor, blocks: Cut | int, *, impl: str = "auto") -> tuple[T
     if pick(x, impl, limit=256) == "triton":
         from dit_sparse.kernels import deviation
 
-        return deviation.block_spread(x, cut)
+        return deviation.block_spread(x, cut, order)
+    x = x if order is None else rows_at(x, order)
     mean = pool_blocks(x, cut, dtype=wide, impl="torch")
     # tokens in no block are pooled nowhere, whatever their neighbour here
     block = block_ids(cut, x).clamp(max=mean.shape[2] - 1)[..., None].expand_as(x)
@@ -63,6 +69,7 @@ def pooled_map(
     q_tokens: int,
     kv_tokens: int,
     *,
+    q_order: Tensor | None = None,
     spread: bool = False,
     scale: float | None = None,
     impl: str = "auto",
@@ -70,29 +77,27 @@ def pooled_map(
     """Return the attention between the block means of the video tokens, text keys isolated.
 
     q: [B, H, S, D], k: [B, Hkv, Skv, D]; the first q_tokens and kv_tokens are video and cut by
-    q_blocks and kv_blocks, the keys behind them are text and stay single. spread: also return the
-    mean absolute deviations.
+    q_blocks and kv_blocks, the keys behind them are text and stay single. q_order: integer [B or 1,
+    H or 1, S], the place in q of each query. spread: also return the mean absolute deviations.
     """
-    batch, heads, _, dim = q.shape
+    batch, heads = q.shape[:2]
     wide = torch.promote_types(q.dtype, torch.float32)
-    video, q_spread, k_spread = (q[:, :, :q_tokens], k[:, :, :kv_tokens]), None, None
+    order, q_spread, k_spread = None, None, None
+    queries, keys = q[:, :, :q_tokens], k[:, :, :kv_tokens]
+    if q_order is not None:
+        queries, order = q, q_order[..., :q_tokens]
     if spread:
-        rows, q_spread = block_spread(video[0], q_blocks, impl=impl)
-        cols, k_spread = block_spread(video[1], kv_blocks, impl=impl)
+        rows, q_spread = block_spread(queries, q_blocks, order, impl=impl)
+        cols, k_spread = block_spread(keys, kv_blocks, impl=impl)
         k_spread = per_head(k_spread, batch, heads)
     else:
-        rows = pool_blocks(video[0], q_blocks, dtype=wide, impl=impl)
-        cols = pool_blocks(video[1], kv_blocks, dtype=wide, impl=impl)
-    cols = per_head(cols, batch, heads)
-    scaled = rows * (dim**-0.5 if scale is None else scale)
-    start, end = block_bounds(kv_blocks, kv_tokens, q.device)
-    weight = per_head((end - start).to(wide).log(), batch, heads)
-    logits = scaled @ cols.mT + weight[..., None, :]
-    if kv_tokens < k.shape[2]:
-        text = per_head(k[:, :, kv_tokens:].to(wide), batch, heads)
-        logits = torch.cat((logits, scaled @ text.mT), -1)
-    share = logits.softmax(-1)[..., : cols.shape[2]]
-    return PooledMap(share, rows, cols, q_spread, k_spread)
+        rows = pool_blocks(queries, q_blocks, order, dtype=wide, impl=impl)
+        cols = pool_blocks(keys, kv_blocks, dtype=wide, impl=impl)
+    text = k[:, :, kv_tokens:] if kv_tokens < k.shape[2] else None
+    share = pooled_scores(
+        rows, cols, scale=scale, cut=kv_blocks, tokens=kv_tokens, text=text, softmax=True, impl=impl
+    )
+    return PooledMap(share, rows, per_head(cols, batch, heads), q_spread, k_spread)
 
 
 def trusted(pooled: PooledMap, *, bound: bool = False) -> Tensor:
@@ -112,24 +117,38 @@ def trusted(pooled: PooledMap, *, bound: bool = False) -> Tensor:
 
 
 def gate_blocks(
-    out: Tensor, gate: Tensor, shift: Tensor, blocks: Cut | int, tokens: int, *, impl: str = "auto"
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    blocks: Cut | int,
+    tokens: int,
+    order: Tensor | None = None,
+    *,
+    impl: str = "auto",
 ) -> Tensor:
     """Return gate_i * out + shift_i on the tokens of each block i; Triton overwrites `out`.
 
     out: [B, H, S, Dv], the first `tokens` of which are cut by `blocks`; the others stay. gate:
-    [B, H, M]; shift: [B, H, M, Dv].
+    [B, H, M]; shift: [B, H, M, Dv]. order: integer [B or 1, H or 1, S], the place in `out` of each
+    token; None: as they are cut.
     """
     cut, head = as_cut(blocks), out[:, :, :tokens]
+    if order is not None:
+        order = order[..., :tokens]
     check_cut("blocks", cut, out.shape[0], (out.shape[1],))
     if out.stride(-1) == 1 and pick(out, impl, gate, shift, limit=1 << 30) == "triton":
         from dit_sparse.kernels import deviation
 
-        deviation.gate_blocks(head, gate, shift, cut)
+        deviation.gate_blocks(head if order is None else out, gate, shift, cut, order)
         return out
+    if order is not None:
+        head = rows_at(out, order)
     block = block_ids(cut, head)
     # one more block that changes nothing, for tokens that are in no block
     factor = torch.nn.functional.pad(gate, (0, 1), value=1.0).gather(2, block)[..., None]
     addend = torch.nn.functional.pad(shift, (0, 0, 0, 1))
     addend = addend.gather(2, block[..., None].expand(*block.shape, out.shape[3]))
     head = torch.addcmul(addend, head.to(gate.dtype), factor).to(out.dtype)
+    if order is not None:
+        return out.scatter(2, order.long()[..., None].expand_as(head), head)
     return head if tokens == out.shape[2] else torch.cat((head, out[:, :, tokens:]), 2)

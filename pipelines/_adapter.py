@@ -28,13 +28,16 @@ class Sparse:
         profile: Profile | str | Path | None = None,
         schedule: Any = None,
         impl: str = "auto",
+        quant: str = "none",
+        guard: float | None = None,
         **options: Any,
     ) -> Any:
         """Load a pipeline and enable a sparse method on it.
 
         method: a name or a `Method`; its parameters stand among the options, the rest goes to
         diffusers. profile: settings instead of `method`. With neither, the `dit_sparse.toml`
-        saved beside the model decides, else the method is "pisa". dtype and torch_dtype are one.
+        saved beside the model decides, else the method is "pisa". impl, quant, guard: as in
+        `enable`. dtype and torch_dtype are one.
         """
         from dit_sparse.integrations.diffusers import enable, parameters
         from dit_sparse.integrations.seam import DTYPE
@@ -53,7 +56,9 @@ class Sparse:
         for key in {"dtype", "torch_dtype"} & set(options):
             options[DTYPE] = options.pop(key)
         pipe = super().from_pretrained(path, **options)  # type: ignore[misc]
-        return enable(pipe, chosen, schedule=schedule, impl=impl, **params)
+        return enable(
+            pipe, chosen, schedule=schedule, impl=impl, quant=quant, guard=guard, **params
+        )
 
     def save_pretrained(self, path: str | Path, *args: Any, **options: Any) -> None:
         """Save the pipeline for plain diffusers as well, and the sparse settings beside it."""

@@ -31,11 +31,12 @@ def case(
     dtype=torch.float32, d=64, dv=None, heads=2, kv_heads=None, s_q=72, s_kv=None, q_blocks=32,
     kv_blocks=32, keep=0.5, capacity=None, strided=False, columns=0, bias=True, mask=True,
     tail=False, causal=False, gain=1.0, column_gain=1.0, shuffle=False, group=0, per_query=0,
+    orders=0,
 ):  # fmt: skip
     """Build one call: (tensors, lists, options).
 
     group: the columns are listed in groups of so many instead of masked; per_query: heads of a
-    mask of single queries, 0 for none.
+    mask of single queries, 0 for none; orders: heads of the order that queries are read in.
     """
     kv_heads, s_kv, dv = kv_heads or heads, s_kv or s_q, dv or d
     q_cut, kv_cut = (x if isinstance(x, Cut) else Cut(x) for x in (q_blocks, kv_blocks))
@@ -85,6 +86,8 @@ def case(
     if per_query:
         options["row_mask"] = torch.rand(2, per_query, s_q, n, device=DEVICE) < 0.5
         options["row_mask"][:, :, 1] = False
+    if orders:
+        options["q_order"] = torch.rand(2, orders, s_q, device=DEVICE).argsort(-1)
     if tail:
         options["tail"] = torch.randn(2, kv_heads, d, dv, device=DEVICE) * 0.1
     return (q, k, v), (count, index), options
@@ -109,15 +112,26 @@ def close(got, eager, exact, dtype):
         assert (got - exact).abs().max() <= bound
 
 
+def ordered(tensors, lists, options, **more):
+    """Return the oracle's out and lse; with an order, of moved queries, and moved back."""
+    options, q = dict(options), tensors[0]
+    order = options.pop("q_order", None)
+    if order is not None:
+        q = reference.permute_tokens(q, order)
+    out, lse = reference.block_sparse_attention(q, *tensors[1:], *lists, **options, **more)
+    if order is None:
+        return out, lse
+    lse = reference.permute_tokens(lse[..., None], order, inverse=True)[..., 0]
+    return reference.permute_tokens(out, order, inverse=True), lse
+
+
 def compare(row, impl):
     """Assert that out and lse of `impl` agree with the float64 oracle on the call `case(**row)`."""
     tensors, lists, options = case(**row)
     dtype = tensors[0].dtype
-    exact = reference.block_sparse_attention(
-        *map(wide, tensors), *lists, **{k: wide(x) for k, x in options.items()}
-    )
-    eager = reference.block_sparse_attention(*tensors, *lists, **options, math_dtype=dtype)
     got = block_sparse_attention(*tensors, *lists, **options, impl=impl)
+    exact = ordered(tuple(map(wide, tensors)), lists, {k: wide(x) for k, x in options.items()})
+    eager = ordered(tensors, lists, options, math_dtype=dtype)
     assert got[0].dtype == dtype and got[1].dtype == torch.float32
     close(got[0], eager[0], exact[0], dtype)
     close(got[1], eager[1], exact[1], torch.float32 if impl == "reference" else dtype)

@@ -3,6 +3,7 @@
 import torch
 
 import dit_sparse
+from dit_sparse.arranged import arranged
 from dit_sparse.compute.linear import Linear
 from dit_sparse.core import QKV, Context, Plan
 
@@ -76,4 +77,5 @@ def branch(x, level, phi="softmax", scope="rest", impl="torch"):
     ctx = Context(impl=impl, weights=weights)
     layout = dit_sparse.get("sla", **SMALL).arrange(x, ctx)
     zero = torch.zeros_like(x.q)
-    return Linear(phi, scope).finish(zero, zero[..., 0], x, Plan(layout, level), ctx)
+    moved, plan = arranged(x, layout, ctx), Plan(layout, level)
+    return Linear(phi, scope).finish(zero, zero[..., 0], moved, plan, ctx)

@@ -1,61 +1,41 @@
 """The benchmark's own arithmetic, and what it refuses to time."""
 
 import json
-import math
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dit_sparse.bench import baselines, kernel, method
+from dit_sparse.bench import baselines, kernel, machine, method
 from dit_sparse.bench.baselines import Lists
 from dit_sparse.bench.check import NotTimed, check_dense
+from dit_sparse.bench.lists import Case
 from dit_sparse.bench.machine import Timer, facts, read_clocks
 from dit_sparse.bench.results import VIDEO_SHAPES, Limits, Result, Row, Shape, exponent
 from dit_sparse.commands.timing import lengths, within
 from dit_sparse.compute import attend
 from dit_sparse.core import Grid
 from dit_sparse.kernels.attention import block_sparse_attention
-from dit_sparse.kernels.reference import dense_mask
 
 CPU = torch.device("cpu")
-TIMER = Timer(CPU, quick=True, single=True)
+
+
+class Once(Timer):
+    """One timed call, for time's sake."""
+
+    def ms(self, call):
+        return self.once(call)
+
+
+TIMER = Once(CPU)
 FEW = {"svg2": (("cold_iters", 2),)}
 TINY, SMALL = Shape("tiny", 2, 300, 16), Grid(3, 8, 12)
 
 
 def result(rows, kind="kernel"):
     return Result(kind, {"device": "d"}, Limits(100.0, 1000.0, 2), ("torch", "test"), rows)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("spread", [1, 3, 1000])
-@pytest.mark.parametrize("blocks", [(64, 32), (128, 48)])
-def test_lists_and_their_density(share, spread, blocks):
-    """The density is that of the token mask; lists are ascending, distinct, as long as asked."""
-    case = kernel.Case(TINY, share, *blocks, spread)
-    lists = kernel.random_lists(case, CPU)
-    n = math.ceil(TINY.tokens / blocks[1])
-    mask = dense_mask(lists.count, lists.index, n)
-    assert torch.equal(mask.sum(-1), lists.count) and (lists.count >= 1).all()
-    tokens = mask.repeat_interleave(blocks[0], 2).repeat_interleave(blocks[1], 3)
-    tokens = tokens[:, :, : TINY.tokens, : TINY.tokens].double()
-    assert kernel.density(lists, TINY.tokens) == pytest.approx(tokens.mean().item(), rel=1e-12)
-    used = torch.arange(lists.index.shape[-1]) < lists.count[..., None]
-    steps = lists.index.diff(dim=-1)[used[..., 1:]]
-    assert (steps > 0).all()
-    mean = share * n
-    bounds = 2 * mean / (1 + spread), 2 * mean * spread / (1 + spread)
-    low, high = (min(n, max(1, round(b))) for b in bounds)
-    assert (lists.count >= low).all() and (lists.count <= high).all()
-
-
-def test_whole_lists_hold_the_same_blocks():
-    lists = kernel.random_lists(kernel.Case(TINY, 0.4, 64, 32, 10), CPU)
-    whole = lists.whole(TINY.tokens)
-    assert whole.shape[-1] == 10
-    assert torch.equal(*(dense_mask(lists.count, i, 10) for i in (whole, lists.index)))
 
 
 def short(*args, **options):
@@ -80,7 +60,7 @@ def test_wrong_kernels_are_not_timed(broken, dtype, monkeypatch):
     if broken:
         monkeypatch.setattr(kernel, "block_sparse_attention", broken)
     # long lists: the loss of one block in nineteen shows
-    case = kernel.Case(replace(TINY, tokens=600), 0.95, 32, 32)
+    case = Case(replace(TINY, tokens=600), 0.95, 32, 32)
     rows = {row.what: row for row in kernel.run([case], TIMER, dtype, impl="torch")}
     ours = rows["ours (torch)"]
     assert ours.wrong == bool(broken) and (ours.ms is None) == bool(broken)
@@ -145,6 +125,9 @@ def test_ratios():
     row = Row(shape, "m", density=0.25, ms=2.0, stages={"kept": 1.6})
     done = result([slow, fast, row, Row(shape, "c", sparse=False, why="no")])
     assert done.against_dense(row) == 2 and done.over_kept(row) == 1.25
+    # a quarter of the steps at speed 1, the others at speed 2
+    whole = replace(row, dense_steps=0.25)
+    assert result([slow, fast, whole], "step").whole_run(whole) == pytest.approx(1 / 0.625)
     # 4 * 2 * 1000^2 * 50 * .25 = 1e8 operations
     assert done.tflops(row) == pytest.approx(0.05)
     # products 1e8 / 1e14 s = 1 us; bytes 4 * 2 * 1000 * 50 * 2 / 1e12 s = 0.8 us
@@ -183,6 +166,26 @@ def test_clocks(tmp_path, monkeypatch):
     assert "--id=GPU-ab-12" in asked.read_text()
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert read_clocks(CPU) == {}
+
+
+def test_parts(monkeypatch):
+    """What runs on the device belongs to the operator that launched it; all else is other."""
+    event = lambda key, ms, on_cpu=True, noted=False: SimpleNamespace(  # noqa: E731
+        key=key, self_device_time_total=1e3 * ms, is_user_annotation=noted,
+        device_type=SimpleNamespace(name="CPU" if on_cpu else "CUDA"),
+    )  # fmt: skip
+    events = [
+        event("aten::addmm", 5), event("aten::_cudnn_attention_forward", 3), event("aten::add", 1),
+        event("dit_sparse::block_sparse_attention", 2), event("gemm", 5, False),
+        event("fmha", 3, False), event("sparse", 2, False), event("rope", 4, False),
+        event("step", 14, False, True),
+    ]  # fmt: skip
+    told = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(machine, "profile", lambda **options: nullcontext(told))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    found = machine.parts(lambda: None, torch.device("cuda"))
+    assert found == {"linear": 5, "kernel": 5, "other": 4}
+    assert machine.parts(lambda: None, CPU) == {}
 
 
 def test_flash4_lists(monkeypatch):

@@ -26,10 +26,16 @@ def test_command(tmp_path):
     assert {row["why"] for row in told["rows"] if "why" in row} == {"needs a CUDA device"}
     assert picture.read_text().rstrip().endswith("</svg>")
     assert sorted(tmp_path.iterdir()) == [out, picture]
+    # a finished run can be shown again in any form
+    again = run("bench", "show", out, "--json", "--plot", tmp_path / "again.svg")
+    assert json.loads(again.stdout) == told and (tmp_path / "again.svg").stat().st_size > 5000
+    assert run("bench", "show", out, "--markdown").stdout == shown.stdout
 
 
-def test_command_method():
-    shown = run(*METHOD, "--method", "draft", "--set", "patch=[4, 4]", "--json")
+def test_command_method(tmp_path):
+    picture = ("--plot", tmp_path / "m.svg")
+    shown = run(*METHOD, "--method", "draft", "--set", "patch=[4, 4]", "--json", *picture)
+    assert picture[1].is_file()
     row = json.loads(shown.stdout)["rows"][-1]
     assert row["settings"] == {"keep": 0.1, "patch": [4, 4]} and row["over_kept"] > 0
 
@@ -61,6 +67,11 @@ REFUSED = [
     ([*KERNEL, "--shape", "A"], ["--shape A", "own size"]),
     ([*KERNEL, "--spread", ".5"], ["--spread .5"]),
     ([*KERNEL, "--block-q", "8"], ["--block-q 8", "16"]),
+    ([*KERNEL, "--block-kv", "128,8"], ["--block-kv 128,8", "above 15"]),
+    ([*KERNEL, "--block-kv", "64.5"], ["--block-kv 64.5", "whole number"]),
+    ([*KERNEL, "--form", "round"], ["--form round", "clusters"]),
+    (["bench", "show", __file__], ["test_bench_cli.py", "no result"]),
+    (["bench", "show", "none.json"], ["none.json", "no result"]),
     ([*KERNEL, "--seconds", "0"], ["--seconds 0"]),
     ([*KERNEL, "--impl", "cuda"], ["--impl cuda", "triton"]),
     ([*KERNEL, "--dtype", "int8"], ["--dtype int8", "bfloat16"]),

@@ -1,6 +1,7 @@
 """One step of each architecture: published sizes, honest random weights, one warm generation."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -9,10 +10,10 @@ import torch
 import dit_sparse
 from dit_sparse.bench import step
 from dit_sparse.bench.architectures import ARCHITECTURES
-from dit_sparse.bench.machine import Timer
 from dit_sparse.bench.results import WITHOUT
 from dit_sparse.integrations.adapters import adapters
 from dit_sparse.integrations.diffusers import model_name
+from tests.test_bench import Once
 from tests.test_cli import check, run
 
 CPU = torch.device("cpu")
@@ -77,6 +78,26 @@ def test_all_architectures_run():
     assert {"wan2.1-14b--pisa", "flux.1--pisa"} <= profiles
 
 
+def test_compiled_blocks(monkeypatch):
+    """Asked for, every block is compiled, dense and sparse alike, and the rows say so."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
+    it = replace(case("flux.1"), compiled=True)
+    model = it.build(CPU, torch.float32)
+    assert compiled == [*model.transformer_blocks, *model.single_transformer_blocks]
+    assert it.row.shape.name.endswith(" compiled")
+    compiled.clear()
+    case("flux.1").build(CPU, torch.float32)
+    assert not compiled
+
+
+def test_dense_first_steps_count():
+    """A method that leaves a fifth of the steps dense is slower over a whole generation."""
+    method, settings, share = case("wan2.1-14b").method("sparse_vdit")
+    assert share == 0.2 and method.schedule.dense_steps == 0
+    assert settings == {"profile": "wan2.1-14b--sparse_vdit"}
+
+
 def test_calls_are_later_steps_of_one_generation():
     """Warm state: a clustering method keeps its centroids, and no dense first step is timed."""
     it = case("wan2.1-14b", ("svg2",))
@@ -99,7 +120,7 @@ def test_without_attention_is_without():
     call = step.steps(it, model, CPU, torch.float32)
     seen = []
     with torch.no_grad():
-        rows = list(step.run([it], Timer(CPU, single=True), torch.float32))
+        rows = list(step.run([it], Once(CPU), torch.float32))
         assert [r.what for r in rows] == ["dense native", WITHOUT, "pisa"]
         dit_sparse.enable(model, step.FREE)
         for block in model.blocks:
@@ -115,7 +136,7 @@ def test_dense_only_is_refused():
     """A method that never ran has no time of its own."""
     it = case("wan2.1-1.3b", ("draft",))
     it = step.Case(it.architecture, it.size, ("draft",), (("dense_layers", 2),), True)
-    row = list(step.run([it], Timer(CPU, single=True), torch.float32))[-1]
+    row = list(step.run([it], Once(CPU), torch.float32))[-1]
     assert row.ms is None and "every call was dense" in row.why
 
 

@@ -8,10 +8,11 @@ import pytest
 from dit_sparse.commands import evaluation
 from dit_sparse.commands.sampling import sample
 from dit_sparse.errors import ArgumentError
-from dit_sparse.quality import table
-from dit_sparse.quality.cases import read
+from dit_sparse.quality import cases, table
+from dit_sparse.quality.cases import Case, read
 from dit_sparse.quality.results import Result
 from dit_sparse.quality.store import Store
+from dit_sparse.schedule import Schedule
 from tests.test_cli import check, run
 from tests.tiny_wan import save
 
@@ -108,6 +109,9 @@ BAD_FILES = {
     '[[case]]\nmethod = "pisa"\nparms = 1\n': "'parms' is not known",
     '[[case]]\nmethod = "pisa"\nremainder = "all"\n': "remainder='all'",
     '[[case]]\nmethod = "pisa"\n[[case]]\nmethod = "pisa"\n': "two cases are called 'pisa'",
+    '[[case]]\nmethod = "pisa"\nlabel = "dense"\n': "a case is called 'dense'",
+    '[[case]]\nmethod = "minference"\nremainder = "drop"\n': "remainder='drop' needs .* Stripes",
+    '[[case]]\nmethod = "vmoba"\nremainder = "centroid"\n': "remainder='centroid' needs blocks",
     '[[case]]\nmethod = "pisa"\n[[claim]]\nsays = "a"\nbetter = "pisa"\nother = "b"\n': "claim 1",
     "": "holds no",
 }
@@ -120,6 +124,20 @@ def test_bad_case_files(text, tmp_path):
         read(tmp_path / "c.toml")
 
 
+def test_a_remainder_is_all_that_changes():
+    own, made = (Case("a", "vmoba", remainder=kind).build().compute for kind in ("", "drop"))
+    assert own.per_token and made == own
+
+
+def test_dense_steps_leave_dense_layers(monkeypatch):
+    """--dense-steps is one field of each case's schedule."""
+    seen = []
+    monkeypatch.setattr(cases, "check_labels", seen.extend)
+    monkeypatch.setattr(evaluation, "loaded", None)
+    run("eval", "--method", "svg", "--keep", ".5", "--dense-steps", "3")
+    assert [case.schedule for case in seen] == [Schedule(dense_steps=3, dense_layers=1)]
+
+
 def test_docs_hold_the_table_of_their_results():
     """docs/methods.md is what its command prints, and its cases can be built."""
     docs = Path(__file__).resolve().parent.parent / "docs"
@@ -130,6 +148,6 @@ def test_docs_hold_the_table_of_their_results():
             assert f"| {' | '.join(row)} |" in text
     for row in table.claims(result)[1]:
         assert f"| {' | '.join(row)} |" in text
-    cases, claims = read(docs / "measurements" / "shapes-methods.toml")
-    assert {case.label for case in cases} == {row.series for row in result.sparse}
+    listed, claims = read(docs / "measurements" / "shapes-methods.toml")
+    assert {case.label for case in listed} == {row.series for row in result.sparse}
     assert claims == result.claims

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit_sparse.core import QKV, Context, Grid
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, BrokenOutputError
 from dit_sparse.quality import probe
 from dit_sparse.quality.budget import calibrate
 from dit_sparse.quality.watch import watching
@@ -158,6 +158,14 @@ def test_a_generation_is_watched():
         assert value == pytest.approx(sum(layer[key] for layer in layers.values()) / 2, abs=1e-6)
     run(pipe)
     assert calls == sum(len(found) for found in ledger.found.values())
+
+
+def test_a_reading_that_is_not_finite_names_its_layer():
+    ledger = probe.Ledger()
+    for layer, error in enumerate((0.1, float("nan"))):
+        ledger.found["transformer", layer, 0] = [torch.tensor([error, 0.5, 0.0])]
+    with pytest.raises(BrokenOutputError, match="layer 1 of transformer: attention error is nan"):
+        ledger.layers()
 
 
 def test_a_budget_is_found():

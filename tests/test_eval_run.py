@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dit_sparse.errors import ArgumentError
 from dit_sparse.quality import table
-from dit_sparse.quality.cases import Case
-from dit_sparse.quality.results import DENSE, Result, Row
+from dit_sparse.quality.cases import DENSE, Case, Claim
+from dit_sparse.quality.results import Result, Row
 from dit_sparse.quality.run import Evaluation
 from dit_sparse.quality.store import Store
 from tests.tiny_wan import tiny_wan
@@ -157,6 +158,55 @@ def test_a_target_density_is_met(start):
     again = start([case], VIDEOS[:1], probes=0)
     again.run()
     assert not again.generations
+
+
+def test_a_target_is_met_where_the_first_steps_are_dense(start):
+    """Calibration has 4 steps: as many dense ones must not hide the method from it."""
+    params = {**NO_SCHEDULE, "dense_steps": 5}
+    case = Case("draft density=0.5", "draft", params, target=0.5)
+    made = start([case], VIDEOS[:1], steps=6, probes=0)
+    made.run()
+    row = made.result().sparse[0]
+    assert made.result().mean(row, "density").value == pytest.approx(0.5, abs=1 / 8)
+    # no step is left for the method at all: said, not calibrated
+    layers = Case("layers", "draft", {**NO_SCHEDULE, "dense_layers": 2}, target=0.5)
+    made = start([layers], VIDEOS[:1], probes=0)
+    made.run()
+    assert "every call was dense" in made.failed["layers"]
+
+
+@pytest.mark.parametrize("labels", [(DENSE,), ("a", "a")])
+def test_labels_that_would_hide_a_case(start, labels):
+    with pytest.raises(ArgumentError, match=f"called '{labels[0]}'"):
+        start([Case(label, "draft", NO_SCHEDULE) for label in labels])
+
+
+def test_other_learned_tensors_are_another_case(start, tmp_path):
+    """The path of a method's weights stays, what lies there does not."""
+    case = Case("sla", "sla", {"weights": str(tmp_path / "{part}.safetensors")})
+    keys = set()
+    for text in (None, "one", "two", "one", "three"):
+        if text is not None:
+            (tmp_path / "transformer.safetensors").write_text(text)
+        keys.add(start([case])._key("sla", VIDEOS[0]))
+    assert len(keys) == 4
+
+
+def test_claims_pair_cases_of_one_budget():
+    def row(series, value, **facts):
+        return Row(f"{series} {facts}", {"series": series, **facts}, {"psnr": {("a", 0): value}})
+
+    def kept(series, value, keep):
+        return row(series, value, params={"keep": keep})
+
+    rows = [Row(DENSE), kept("x", 5, 0.1), kept("x", 7, 0.5), kept("x", 9, 0.9), kept("y", 1, 0.5),
+            kept("y", 2, 0.1), row("x", 8, target=0.3), row("y", 4, target=0.3)]  # fmt: skip
+    claims = [Claim("x beats y", "x", "y")]
+    titles, cells = table.claims(Result({}, {}, [("a", 0)], rows, claims))
+    assert titles[1:3] == ["density", "keep"]
+    assert [c[1:4] for c in cells] == [["0.3", "", "+4.00"], ["", "0.5", "+6.00"],
+                                       ["", "0.1", "+3.00"]]  # fmt: skip
+    assert "density" not in table.claims(Result({}, {}, [("a", 0)], rows[:-2], claims))[0]
 
 
 def result_of(points, **extra):

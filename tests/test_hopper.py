@@ -13,7 +13,7 @@ import triton
 import dit_sparse
 from dit_sparse.compute import attend
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, kernel
-from tests.kernel_cases import compare, offsets
+from tests.kernel_cases import case, compare, offsets
 
 TESTED = (
     ".".join(triton.__version__.split(".")[:2]) in import_module("dit_sparse.kernels.hopper").TESTED
@@ -49,6 +49,10 @@ ROWS = {
     "causal short keys": {"causal": True, "s_kv": 300, "keep": 1.0},
     "causal unequal": {"causal": True, "q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)),
         "kv_blocks": Cut(300, offsets([100, 0, 300, 1, 299], 2)), "keep": 0.8},
+    "order": {"orders": 1, "strided": True, "s_q": 690},
+    "order per head, unequal": {"orders": 2, "q_blocks": Cut(300, offsets([200, 0, 300, 1, 199],
+        2)), "columns": 33, "tail": True},
+    "order d 64": {"orders": 2, "d": 64, "kv_blocks": 64, "s_kv": 777},
     "nothing kept": {"keep": 0.0},
     "fewer tokens than a tile": {"s_q": 30, "s_kv": 20},
 }
@@ -61,6 +65,37 @@ ROWS = {
 def test_oracle(name):
     """out and lse agree with the float64 oracle, as those of the portable kernel must."""
     compare({**BASE, **ROWS[name]}, "hopper")
+
+
+FP8 = (
+    "plain", "fp16 grouped strided", "ragged", "narrow blocks share a step", "d 64", "causal",
+    "causal offset, grouped", "unequal queries", "order", "nothing kept",
+    "fewer tokens than a tile",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("name", [*FP8, "blocks of 80", "blocks of 192"])
+def test_fp8(name):
+    """In fp8 it differs from attention to the rounded tensors by the rounding of its weights, half
+    a step of 3 bits, and from the exact one by .05 of the output."""
+    odd = {"q_blocks": 256, "kv_blocks": int(name[10:]), "s_kv": 1000} if name not in ROWS else {}
+    row = {**BASE, **ROWS.get(name, odd), "columns": 0}
+    (q, k, v), lists, options = case(**row)
+    got, twin, most = (
+        block_sparse_attention(q, k, x, *lists, **options, impl=impl, quant="fp8")
+        for impl, x in (("hopper", v), ("reference", v), ("reference", v.abs()))
+    )
+    exact = (x.double() for x in (q, k, v))
+    want = block_sparse_attention(*exact, *lists, **options, impl="reference")
+    seen = ~want[1].isinf()
+    assert torch.equal(got[1].isinf(), ~seen) and not got[0].isnan().any()
+    bound = 2.0**-4 * most[0] + 4 * torch.finfo(q.dtype).eps
+    assert ((got[0] - twin[0]).abs() <= bound).all()
+    assert ((got[1] - twin[1]).abs()[seen] <= 4e-3).all()
+    off = (got[0].double() - want[0]).norm() / want[0].norm().clamp(min=1e-9)
+    assert off <= 0.05
 
 
 @pytest.mark.skipif(not HOPPER, reason="no GPU of compute capability 9.0")
@@ -90,7 +125,7 @@ def test_builds():
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    assert len(rows) == 3 and all(min(row.values()) > 0 for row in rows)
+    assert len(rows) == 5 and all(min(row.values()) > 0 for row in rows)
 
 
 REFUSED = {
@@ -109,10 +144,10 @@ REFUSED = {
 @pytest.fixture
 def on_hopper(monkeypatch):
     """Take this machine for one that has such a GPU, until something is launched."""
-    from dit_sparse.kernels import attention, hopper
+    from dit_sparse.kernels import choice, hopper
 
     monkeypatch.setattr(hopper, "_device_why_not", lambda device: "")
-    monkeypatch.setattr(attention, "implementation", lambda q: ("triton", "a GPU"))
+    monkeypatch.setattr(choice, "implementation", lambda q: ("triton", "a GPU"))
 
 
 def call(dtype=torch.bfloat16, d=128, shift=0, **options):

@@ -126,7 +126,8 @@ def test_both_forms_take_the_same_tokens(cut, tokens, dtype):
 def test_score_is_the_sample_s_importance():
     """Through the stage, on a ragged grid with text: rows sum to 1, text takes no part."""
     grid = Grid(3, 5, 7, text=9)
-    p = Problem.make(grid)
+    with torch.device(DEVICE):
+        p = Problem.make(grid)
     method, ctx = dit_sparse.get("psa", block=(32, 16)), p.context()
     layout = method.arrange(p.x, ctx)
     score = method.score(p.x, layout, ctx)
@@ -134,9 +135,9 @@ def test_score_is_the_sample_s_importance():
     (q, q_count), (k, k_count) = (
         sample(t, b, 4, ctx.step) for t, b in zip((q, k), layout, strict=True)
     )
-    want = oracle(q, k, q_count, k_count)
-    assert relative_error(score, want / want.sum(-1, keepdim=True)) < 1e-12
-    other = p.x._replace(k=p.x.k.index_fill(2, torch.arange(105, 114), 9.0))
+    want = oracle(*(t.cpu() for t in (q, k, q_count, k_count)))
+    assert relative_error(score.cpu(), want / want.sum(-1, keepdim=True)) < 1e-12
+    other = p.x._replace(k=p.x.k.index_fill(2, torch.arange(105, 114, device=DEVICE), 9.0))
     assert torch.equal(method.score(other, layout, p.context()), score)
     # float32 logits of size 20, as above, and a sum over the row
     single = p.to(torch.float32)

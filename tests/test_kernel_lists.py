@@ -40,6 +40,7 @@ ROWS = {
     "queries causal": {"per_query": 2, "causal": True, "s_kv": 100, "keep": 0.9},
     "queries causal variable": {"per_query": 1, "causal": True, "kv_blocks": RAGGED, "strided":
         True, "keep": 0.9},
+    "queries in an order": {"per_query": 2, "orders": 2},
     "queries columns tail": {"heads": 1, "per_query": 1, "columns": 37, "tail": True, "kv_blocks":
         50},
     "queries listed columns": {"heads": 1, "per_query": 1, "columns": 37, "group": 4, "keep": 0.9},
@@ -94,7 +95,8 @@ def test_gradients(name):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
     cuts = [getattr(options[x], y) for x in ("q_blocks", "kv_blocks") for y in ("size", "offsets")]
     columns = vars(c or Columns(None, None)).values()
-    args = (*tensors, *lists, *cuts, *columns, tail, options.get("row_mask"), False, 0.1, "torch")
+    extra = (*columns, tail, options.get("row_mask"), None)
+    args = (*tensors, *lists, *cuts, *extra, False, 0.1, "torch", "none")
     torch.library.opcheck(torch.ops.dit_sparse.block_sparse_attention.default, args)
 
 

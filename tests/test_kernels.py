@@ -8,9 +8,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from dit_sparse.kernels import reference
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, implementation
-from tests.kernel_cases import IMPLS, case, compare, offsets
+from tests.kernel_cases import IMPLS, case, compare, offsets, ordered
 
 RAGGED = Cut(40, offsets([7, 0, 40, 1, 20, 4], 2))
 EMPTY_Q = Cut(40, offsets([0, 40, 9, 23]))
@@ -41,6 +40,10 @@ ROWS = {
     "columns only": {"columns": 20, "keep": 0.0},
     "columns causal variable": {"columns": 9, "causal": True, "kv_blocks": RAGGED, "q_blocks":
         EMPTY_Q},
+    "order": {"orders": 1, "s_q": 50, "strided": True, "dtype": torch.bfloat16},
+    "order per head, variable, causal": {"orders": 2, "q_blocks": EMPTY_Q, "causal": True, "s_kv":
+        100, "keep": 0.9},
+    "order columns tail": {"orders": 2, "columns": 20, "tail": True, "d": 40},
     "tail": {"columns": 20, "tail": True, "dtype": torch.bfloat16, "d": 40, "dv": 64},
     "column holds the row maximum": {"columns": 40, "tail": True, "gain": 8.0, "column_gain": 4.0,
         "keep": 0.3},
@@ -56,7 +59,10 @@ def test_attention(name, impl):
     compare(ROWS[name], impl)
 
 
-@pytest.mark.parametrize("name", ["plain", "columns bias mask grouped", "tail", "variable"])
+OPS = ["plain", "columns bias mask grouped", "tail", "variable", "order columns tail"]
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_op(name):
     """The op compiles to one graph, passes opcheck, and has the oracle's gradients."""
     tensors, lists, options = case(**{**ROWS[name], "dtype": torch.float32})
@@ -65,7 +71,7 @@ def test_op(name):
     def call(q, k, v):
         return block_sparse_attention(q, k, v, *lists, **options)
 
-    want = reference.block_sparse_attention(*leaves, *lists, **options)
+    want = ordered(leaves, lists, options)
     got = torch.compile(call, backend="aot_eager", fullgraph=True)(*leaves)
     expected, actual = (
         torch.autograd.grad(x[0].square().sum() + x[1][~x[1].isinf()].sum(), leaves)
@@ -75,8 +81,9 @@ def test_op(name):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
     cuts = [getattr(options[x], y) for x in ("q_blocks", "kv_blocks") for y in ("size", "offsets")]
     c = options.get("columns", Columns(None, None))
-    extra = (*vars(c).values(), options.get("tail"), options.get("row_mask"))
-    args = (*tensors, *lists, *cuts, *extra, False, 0.1, "torch")
+    names = ("tail", "row_mask", "q_order")
+    extra = (*vars(c).values(), *(options.get(name) for name in names))
+    args = (*tensors, *lists, *cuts, *extra, False, 0.1, "torch", "none")
     torch.library.opcheck(torch.ops.dit_sparse.block_sparse_attention.default, args)
 
 
@@ -91,6 +98,7 @@ BAD = {
     "columns.v": lambda a: a | {"columns": Columns(a["k"], a["v"][:, :, :3])},
     "columns.mask": lambda a: a | {"columns": Columns(a["k"], a["v"], None, a["q"])},
     "tail": lambda a: a | {"tail": a["k"]},
+    "q_order": lambda a: a | {"q_order": torch.arange(71).expand(1, 1, -1)},
     "scale": lambda a: a | {"scale": -1.0},
     "impl": lambda a: a | {"impl": "cuda"},
 }

@@ -30,9 +30,15 @@ ALLOWED = {
     "dit_sparse/select": ("core", "errors", "kernels", "constants", "parameters"),
     "dit_sparse/compute": ("core", "errors", "arranged", "kernels", "compute"),
     "dit_sparse/methods": ("core", "errors", "parameters", "registry", "schedule", *STAGES),
+    "dit_sparse/mixed.py": ("core", "errors", "schedule", "constants", "compute.attend"),
+    "dit_sparse/methods/mixed.py": ("core", "errors", "mixed", "registry", "schedule"),
+    "dit_sparse/search": (
+        "core", "errors", "mixed", "registry", "metrics", "quality.store", "arrange", "score",
+        "select", "compute", "search",
+    ),
     "dit_sparse/integrations": (
         "core", "errors", "schedule", "profile", "registry", "reporting", "integrations",
-        "compute.attend", "pipelines", "kernels.attention", "weights",
+        "compute.attend", "pipelines", "kernels.attention", "weights", "constants",
     ),
     "dit_sparse/metrics.py": ("errors",),
     "dit_sparse/media.py": ("errors",),

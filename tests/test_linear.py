@@ -8,6 +8,7 @@ import torch
 import dit_sparse
 from dit_sparse import Grid
 from dit_sparse.arrange.tiles import Tiles
+from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context
 from dit_sparse.errors import ArgumentError
 from dit_sparse.testing import Problem, relative_error
@@ -70,7 +71,7 @@ def test_any_arrangement_serves():
     order, sizes = blocks.order[0, 0], blocks.sizes()[0, 0]
     assert blocks.offsets is not None and sizes.unique().numel() > 1
     q, k, v = (t[:, :, order] for t in x)
-    seen = method.compute.remainder.marginal(QKV(*x), plan, ctx)
+    seen = method.compute.remainder.marginal(arranged(QKV(*x), plan.layout, ctx), plan, ctx)
     seen = seen.repeat_interleave(sizes, 2).repeat_interleave(sizes, 3)
     weight = PHI["softmax"](q) @ PHI["softmax"](k).mT * seen
     linear = weight @ v / weight.sum(-1, keepdim=True)

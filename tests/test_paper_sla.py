@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import dit_sparse
+from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context
 from dit_sparse.errors import ArgumentError
 from dit_sparse.testing import relative_error
@@ -91,7 +92,7 @@ def test_the_classes_ignore_shift_scale_and_softmax():
     def classes(q, k):
         x, ctx = QKV(q, k, v), Context(impl="torch")
         plan = method.plan(x, ctx)
-        return plan.level, linear.marginal(x, plan, ctx)
+        return plan.level, linear.marginal(arranged(x, plan.layout, ctx), plan, ctx)
 
     level, marginal = classes(q, k)
     assert (level.sum(-1) == 2).all() and (marginal.sum(-1) == 13 - 2 - 3).all()
@@ -106,7 +107,9 @@ def test_the_classes_ignore_shift_scale_and_softmax():
     ).all()
     # the plan alone is enough: a new context ranks again
     plan = method.plan(QKV(q, k, v), Context(impl="torch"))
-    assert torch.equal(linear.marginal(QKV(q, k, v), plan, Context(impl="torch")), marginal)
+    ctx = Context(impl="torch")
+    moved = arranged(QKV(q, k, v), plan.layout, ctx)
+    assert torch.equal(linear.marginal(moved, plan, ctx), marginal)
     assert dit_sparse.get("sla").select.capacity(512) == 25
 
 

@@ -38,7 +38,7 @@ def planned(q, k, v, grid=GRID, **params):
     """Return (method, plan, context, arranged tensors) of one call."""
     method, ctx = dit_sparse.get("svg_ear", **{**COUNTS, **params}), Context(grid=grid)
     plan = method.plan(QKV(q, k, v), ctx)
-    return method, plan, ctx, arranged(QKV(q, k, v), plan.layout, ctx)
+    return method, plan, ctx, QKV(*arranged(QKV(q, k, v), plan.layout, ctx))
 
 
 def spans(blocks, head):

@@ -5,9 +5,9 @@ import torch
 
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.contract import Cut
-from dit_sparse.kernels.lists import dense_mask, pack_lists, top_blocks
-from dit_sparse.kernels.permute import permute_tokens
-from dit_sparse.kernels.pool import block_moments, pool_blocks
+from dit_sparse.kernels.lists import dense_mask, edge_lists, pack_lists, top_blocks, top_lists
+from dit_sparse.kernels.permute import Move, move_tokens, permute_tokens
+from dit_sparse.kernels.pool import block_moments, moved_moments, pool_blocks
 from tests.kernel_cases import BOTH, DEVICE, offsets
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -21,18 +21,46 @@ def test_passes(blocks, impl):
     """Pooling, moments, permutation and its inverse agree with their oracles."""
     x, v = torch.randn(2, 2, 72, 24, device=DEVICE), torch.randn(2, 2, 72, 40, device=DEVICE)
     order = torch.rand(1, 2, 72, device=DEVICE).argsort(-1).int()
-    moved, mean = permute_tokens(x, order, blocks=blocks, impl=impl)
-    assert torch.equal(moved, reference.permute_tokens(x, order))
+    moves = Move(x, order, blocks, True, x.dtype), Move(v, None, 16, False, torch.float64)
+    (moved, mean), (nothing, pooled) = move_tokens(*moves, impl=impl)
+    ordered = reference.permute_tokens(x, order)
+    # tokens in no block are not moved
+    covered = 72 if isinstance(blocks, int) else int(blocks.offsets[..., -1].max())
+    assert torch.equal(moved[:, :, :covered], ordered[:, :, :covered]) and nothing is None
+    moved = permute_tokens(x, order, impl=impl)
+    assert torch.equal(moved, ordered)
+    torch.testing.assert_close(pooled.float(), reference.pool_blocks(v, 16))
     assert torch.equal(permute_tokens(moved, order, inverse=True, impl=impl), x)
     shared = order[:, :1]
     back = permute_tokens(permute_tokens(x, shared, impl=impl), shared, inverse=True, impl=impl)
     assert torch.equal(back, x)
     torch.testing.assert_close(mean, reference.pool_blocks(x, blocks, order))
     torch.testing.assert_close(pool_blocks(x, blocks, order, impl=impl), mean)
+    part = order[..., 5:37]
+    some = reference.pool_blocks(ordered[:, :, 5:37], 8)
+    torch.testing.assert_close(pool_blocks(x, 8, part, impl=impl), some)
     total = pool_blocks(x, blocks, reduce="sum", impl=impl)
     torch.testing.assert_close(total, reference.pool_blocks(x, blocks, reduce="sum"))
     exact = reference.block_moments(x.double(), v.double(), blocks)
     for a, b in zip(block_moments(x, v, blocks, impl=impl), exact, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("blocks", [16, Cut(40, offsets([7, 40, 1, 20, 4], 2))])
+def test_moved_moments(blocks, impl):
+    """Moments of the first blocks of ordered tokens, and these tokens, are those of moved ones."""
+    x, v = torch.randn(2, 2, 72, 24, device=DEVICE), torch.randn(2, 2, 72, 40, device=DEVICE)
+    order = torch.rand(1, 2, 72, device=DEVICE).argsort(-1)
+    found, *moved = moved_moments(x, v, blocks, order, 3, impl=impl)
+    want = [reference.permute_tokens(t, order) for t in (x, v)]
+    assert all(torch.equal(a, b) for a, b in zip(moved, want, strict=True))
+    if isinstance(blocks, Cut):
+        blocks = Cut(40, blocks.offsets[..., :4])
+    else:
+        want = [t[:, :, :48] for t in want]
+    exact = reference.block_moments(*(t.double() for t in want), blocks)
+    for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -44,7 +72,11 @@ def test_lists(impl):
         count, index = pack_lists(chosen, capacity, impl=impl)
         want, ids = reference.pack_lists(chosen, capacity)
         listed = torch.arange(ids.shape[-1], device=DEVICE) < want[..., None]
-        assert torch.equal(count, want) and torch.equal(index * listed, ids * listed)
+        assert torch.equal(count, want) and torch.equal(index, ids * listed)
+        only = chosen.to(torch.int8) * 2 + ~chosen
+        for level, same in ((2, (count, index)), (None, pack_lists(only != 0, capacity))):
+            found = pack_lists(only, capacity, level=level, impl=impl)
+            assert all(torch.equal(a, b) for a, b in zip(found, same, strict=True))
     # whatever stands past the count: unpacked, they are the choice again
     index = index.masked_fill(~listed, 1 << 20)
     assert torch.equal(dense_mask(count, index, 37), chosen)
@@ -58,5 +90,25 @@ def test_top_blocks(impl):
     for k in (1, 7, 25, 37):
         kept = top_blocks(score, k, impl=impl).bool()
         assert (kept.sum(-1) == k).all()
+        level, count, index = top_lists(score, k, impl=impl)
+        assert torch.equal(level.bool(), kept) and (count == k).all()
+        assert torch.equal(dense_mask(count, index, 37), kept)
         least = score.masked_fill(~kept, float("inf")).amin(-1)
         assert (score.masked_fill(kept, float("-inf")).amax(-1) <= least).all()
+    # of either sign NaN is kept, so that it shows
+    score[0, 1, 2, 3], score[0, 1, 3, 4] = float("nan"), -torch.tensor(float("nan"))
+    assert top_blocks(score, 1, impl=impl).bool()[score.isnan()].all()
+
+
+@BOTH
+def test_edge_lists(impl):
+    """Kept are the scores from the edge of their head on, the best of a row, and all beside NaN."""
+    score, edge = torch.randn(2, 3, 5, 37, device=DEVICE), torch.rand(2, 3, device=DEVICE)
+    score[0, 0, 0], score[0, 1, 1, 2], edge[1, 1] = -score[0, 0, 0].abs() - 9, torch.nan, torch.nan
+    level, count, index = edge_lists(score, edge, impl=impl)
+    best = torch.nn.functional.one_hot(score.argmax(-1), 37).bool()
+    want = (score >= edge[..., None, None]) | best | score.isnan() | edge.isnan()[..., None, None]
+    mixed = score.isnan().any(-1)
+    assert torch.equal(level.bool()[~mixed], want[~mixed]) and level.bool()[score.isnan()].all()
+    assert torch.equal(dense_mask(count, index, 37), level.bool())
+    assert torch.equal(index, pack_lists(level, impl="torch")[1])

@@ -1,17 +1,12 @@
 """PISA (2602.01077): how it ranks blocks, and what its options accept."""
 
-from unittest import mock
-
 import pytest
 import torch
 
 import dit_sparse
 from dit_sparse.arrange.raster import Raster
-from dit_sparse.compute import remainder
 from dit_sparse.core import QKV, Context
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.pool import pool_blocks
-from dit_sparse.score import pooled
 from dit_sparse.score.pooled import PooledDot
 from dit_sparse.testing import relative_error
 from tests.pisa_oracle import BAND, BLOCK, covariances, draw, oracle, pisa
@@ -50,19 +45,6 @@ def test_both_norms_choose_almost_alike():
         dit_sparse.plan(q, k, v, "pisa", keep=0.25, deviation=d).level for d in (False, True)
     )
     assert (code != text).double().mean() < 0.05
-
-
-@pytest.mark.parametrize("error_bias,passes", [(True, 1), (False, 3)])
-def test_means_are_pooled_once(error_bias, passes):
-    """The queries, and where no moments hold them the keys and the values: each is read once."""
-    counted = mock.Mock(side_effect=pool_blocks)
-    q, k, v = draw()
-    with (
-        mock.patch.object(pooled, "pool_blocks", counted),
-        mock.patch.object(remainder, "pool_blocks", counted),
-    ):
-        pisa(q, k, v, order=0, error_bias=error_bias)
-    assert counted.call_count == passes
 
 
 def test_flux_starts_at_its_fifth_layer():

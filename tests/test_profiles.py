@@ -5,6 +5,7 @@ import pytest
 from dit_sparse import Profile, Schedule
 from dit_sparse.errors import ArgumentError
 from dit_sparse.profile import shipped
+from dit_sparse.registry import entry
 
 GOOD = (
     '[profile]\nmodel = "m"\nmethod = "pisa"\n[params]\nkeep = 0.2\n[schedule]\ndense_steps = 2\n'
@@ -41,6 +42,39 @@ def test_bad_profiles(tmp_path, text, word):
     with pytest.raises(ArgumentError, match=r"p\.toml") as caught:
         Profile.load(path)
     assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+VALUES = [
+    "1e999",
+    "nan",
+    "-1",
+    "true",
+    '"a"',
+    "[]",
+    "{}",
+    "[[1]]",
+    "1979-05-27",
+    "9" * 400,
+    '"\\u0000"',
+]
+
+
+@pytest.mark.parametrize("method", ["pisa", "sparse_vdit", "draft", "mixed"])
+def test_hostile_profiles(tmp_path, method):
+    """Whatever stands where a value should be: it works, or one line says what is wrong."""
+    path, params = tmp_path / "p.toml", entry(method).parameters
+    head = f'[profile]\nmodel = "m"\nmethod = "{method}"\n'
+    texts = [f"{head}[params]\n{name} = {value}\n" for name in params for value in VALUES]
+    texts += [f"{head}[schedule]\ndense_steps = {value}\n" for value in VALUES]
+    texts += [f"{head}[params]\n{next(iter(params))} = {'[' * n}{']' * n}" for n in (50, 300, 5000)]
+    texts += [f"profile = {value}" for value in VALUES]
+    data = [text.encode() for text in texts] + [b"\xff\xfe", b"\x80" * (1 << 21)]
+    for bad in data:
+        path.write_bytes(bad)
+        try:
+            Profile.load(path)
+        except ArgumentError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_missing_profile(tmp_path):

@@ -1,5 +1,7 @@
 """The seam under other hosts: two experts, the compiler, parallelism, a transformer alone."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +66,20 @@ def test_refuses_context_parallelism(degrees, words):
     with pytest.raises(dit_sparse.DitSparseError, match=words):
         dit_sparse.enable(model, "pisa")
     assert not hasattr(model, "_diffusers_hook")
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_nothing_keeps_a_model_alive(undo):
+    model = tiny_wan().transformer
+    dit_sparse.enable(model, probe())
+    with torch.no_grad():
+        model(torch.randn(1, 4, 3, 6, 10), torch.tensor([900.0]), torch.randn(1, 5, 16))
+    if undo:
+        dit_sparse.disable(model)
+    left = weakref.ref(model)
+    del model
+    gc.collect()
+    assert left() is None
 
 
 def test_transformer_alone():

@@ -30,13 +30,14 @@ def test_refused_with_the_reason(name):
 
 
 @pytest.mark.parametrize("case", hunyuan_video15.CASES, ids=str)
-def test_key_mask_is_bit_equal(case):
-    """The video is that of the mask of pairs, bit for bit."""
+def test_key_mask_is_as_good_as_one_of_pairs(case):
+    """The video is that of the mask of pairs, to the rounding of another memory order."""
     model = case.build()
     base = case.run(model)
     before = [block.attn.processor for block in model.transformer_blocks]
     dit_sparse.enable(model, "dense")
-    assert all(torch.equal(a, b) for a, b in zip(case.run(model), base, strict=True))
+    for a, b in zip(case.run(model), base, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
     dit_sparse.disable(model)
     assert [block.attn.processor for block in model.transformer_blocks] == before
 

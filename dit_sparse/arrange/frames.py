@@ -38,8 +38,7 @@ class Frames:
         elif set(row) == {"M"}:
             blocks = _orders(grid, self.block, device)[1]
         else:
-            turned = constant(tuple(mode == "M" for mode in row), torch.bool, device)
-            blocks = _mixed(grid, self.block, device, turned[None])
+            blocks = _fixed(grid, self.block, device, row)
         return Layout(blocks, blocks)
 
 
@@ -141,8 +140,23 @@ def _places(grid: Grid, device: str) -> Tensor:
     return torch.stack([place, place.view(-1, grid.frames).T.flatten()])
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _fixed(grid: Grid, block: int, device: str, row: str) -> Blocks:
+    """Return blocks whose order is token-major in heads of mode M, built once per table row."""
+    turned = constant(tuple(mode == "M" for mode in row), torch.bool, device)
+    return _mixed(grid, block, device, turned[None])
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _given(tokens: int, device: str) -> Tensor:
+    """Return the order that changes nothing, [tokens] int64."""
+    return torch.arange(tokens, device=device)
+
+
 def _mixed(grid: Grid, block: int, device: str, turned: Tensor) -> Blocks:
     """Return blocks whose order is token-major where turned [B|1, H]; the cut is the same."""
-    both, given = _orders(grid, block, device), torch.arange(grid.tokens, device=device)
+    both, given = _orders(grid, block, device), _given(grid.tokens, device)
     frame, token = (given if blocks.order is None else blocks.order for blocks in both)
     return replace(both[0], order=torch.where(turned[..., None], token, frame))

@@ -2,7 +2,7 @@
 
     results.py                 what a run is: shapes, rows, the machine, the two limits
     machine.py check.py        the clock, the facts of the machine; what may be timed at all
-    baselines.py               dense and block-sparse attention of others
+    baselines.py lists.py      attention of others; random lists, and what a call holds beside them
     kernel.py method.py        what is measured: kept blocks alone; selection and all
     architectures.py step.py   a forward of a real architecture, random weights
     table.py plot.py           what people read

@@ -76,11 +76,29 @@ def check_listed(
     """
     rows, dtype = sample(args[0].shape[2], args[0].device), args[0].dtype
     true, near = (_oracle(rows, args, options, math) for math in (torch.float64, None))
-    shares = [error_share(out[:, :, rows], near[0], true[0], dtype)]
+    order = options.get("q_order")
+    shares = [error_share(_at(out, rows, order), near[0], true[0], dtype)]
     if lse is not None:
-        got, *told = (x[..., None] for x in (lse[:, :, rows], near[1], true[1]))
+        got, *told = (x[..., None] for x in (_at(lse, rows, order), near[1], true[1]))
         shares.append(error_share(got, told[0], told[1], dtype))
     return refuse(max(shares), what)
+
+
+def check_fp8(out: Tensor, args: tuple[Tensor, ...], options: dict[str, Any], what: str) -> float:
+    """Raise unless out [B, H, S, Dv] is within .05 of the block-sparse attention of a call, over a
+    sample of its rows; return the share of that."""
+    rows = sample(args[0].shape[2], args[0].device)
+    true = _oracle(rows, args, options, torch.float64)[0]
+    off = (_at(out, rows, options.get("q_order")).double() - true).norm() / true.norm()
+    return refuse(float(off) / 0.05, what)
+
+
+def _at(x: Tensor, rows: Tensor, order: Tensor | None) -> Tensor:
+    """Return x [B, H, S, ...] of the queries at arranged positions `rows`."""
+    if order is None:
+        return x[:, :, rows]
+    at = order[:, :, rows].long().expand(*x.shape[:2], -1)
+    return x.gather(2, at if x.dim() == 3 else at[..., None].expand(-1, -1, -1, x.shape[3]))
 
 
 def _oracle(
@@ -103,9 +121,9 @@ def _oracle(
         mine = {name: getattr(columns, name) for name in ("mask", "count", "index")}
         mine = {name: own(x) for name, x in mine.items() if x is not None}
         columns = replace(columns, **mine)
-    mask = options.get("row_mask")
+    mask, q = options.get("row_mask"), _at(q, rows, options.get("q_order"))
     return reference.block_sparse_attention(
-        q[:, :, rows], k, v, own(count), own(index), q_blocks=1, kv_blocks=options["kv_blocks"],
+        q, k, v, own(count), own(index), q_blocks=1, kv_blocks=options["kv_blocks"],
         columns=columns, tail=options.get("tail"), scale=options.get("scale"),
         row_mask=None if mask is None else mask[:, :, rows], math_dtype=math,
     )  # fmt: skip

@@ -16,11 +16,22 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from dit_sparse.bench.results import Limits
 
-# above this three calls are enough; below, triton's do_bench makes many and flushes the L2 cache
-SLOW_MS = 200.0
+# above this three calls are enough, above that one; below, triton's do_bench makes many and flushes
+# the L2 cache
+SLOW_MS, SLOWER_MS = 200.0, 2000.0
+# names of operators begin so; kernel: of attention
+OPERATORS = {
+    "linear": ("aten::addmm", "aten::_addmm", "aten::mm", "aten::bmm"),
+    "kernel": (
+        "aten::_cudnn_attention", "aten::_flash_attention", "aten::_scaled_dot_product",
+        "dit_sparse::block_sparse", "FlashAttn",
+    ),
+}  # fmt: skip
+PARTS = (*OPERATORS, "other")
 FIELDS = {
     "driver_version": "driver",
     "clocks.sm": "clock_mhz",
@@ -35,32 +46,36 @@ FIELDS = {
 class Timer:
     """Medians on a device.
 
-    quick: fewer repetitions, for a first look. single: one timed call, to choose between calls.
+    quick: fewer repetitions, for a first look. replay: time a CUDA graph of the call where there
+    can be one, so that the host has no share: it needs .3 ms and more to launch a sparse call.
     """
 
     device: torch.device
     quick: bool = False
-    single: bool = False
+    replay: bool = False
 
     def ms(self, call: Callable[[], Any]) -> float:
         """Return the median time in ms of a call that ran before."""
-        if self.single:
-            return self._once(call)
-        budget = 20 if self.quick else 100
-        # twice: clocks rise, and an autotuner may have waited for the second call
-        self._once(call)
-        once = self._once(call)
+        budget, runs = (20, 3) if self.quick else (100, 7)
+        once = self.once(call)
+        if once > SLOWER_MS:
+            return once
+        # again: clocks rise, and an autotuner may have waited for the second call
+        once = self.once(call)
         if once > SLOW_MS:
-            return statistics.median([once, self._once(call), self._once(call)])
+            return statistics.median([once, self.once(call), self.once(call)])
         if self.device.type == "cuda":
+            call = captured(call, self.device)[0] if self.replay else call
             from triton.testing import do_bench
 
-            median: Any = do_bench(call, warmup=25, rep=budget, return_mode="median")
+            rep = max(budget, int(runs * once))
+            median: Any = do_bench(call, warmup=25, rep=rep, return_mode="median")
             return float(median)
-        runs = min(200, max(3 if self.quick else 7, int(budget / max(once, 1e-3))))
-        return statistics.median(self._once(call) for _ in range(runs))
+        runs = min(200, max(runs, int(budget / max(once, 1e-3))))
+        return statistics.median(self.once(call) for _ in range(runs))
 
-    def _once(self, call: Callable[[], Any]) -> float:
+    def once(self, call: Callable[[], Any]) -> float:
+        """Return the time of one call."""
         self._wait()
         begin = time.perf_counter()
         call()
@@ -70,6 +85,47 @@ class Timer:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def captured(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
+    """Return a replay of a call as a CUDA graph, and the output that it writes.
+
+    Where there is no graph of it, on a CPU or because it waits for the device: the call and None.
+    """
+    if device.type != "cuda":
+        return call, None
+    side = torch.cuda.Stream(device)
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            out = call()
+    except Exception:
+        # whatever another's kernel raises then
+        torch.cuda.synchronize(device)
+        return call, None
+    return graph.replay, out
+
+
+def parts(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Return the ms that one call keeps the device busy: linear, attention kernel and other.
+
+    What runs there belongs to the operator that launched it; {} on a CPU.
+    """
+    if device.type != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as told:
+        call()
+        torch.cuda.synchronize(device)
+    found, events = {}, [e for e in told.key_averages() if not e.is_user_annotation]
+    for kind, names in OPERATORS.items():
+        its = [e for e in events if e.device_type.name == "CPU" and e.key.startswith(names)]
+        found[kind] = sum(e.self_device_time_total for e in its) / 1e3
+    busy = sum(e.self_device_time_total for e in events if e.device_type.name != "CPU") / 1e3
+    return {**found, PARTS[-1]: busy - sum(found.values())}
 
 
 def facts(device: torch.device) -> dict[str, Any]:

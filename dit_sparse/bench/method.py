@@ -9,7 +9,7 @@ makes, with its columns, tail, masks and cuts, against the reference on sampled 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,19 +20,25 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged
 from dit_sparse.bench.check import NotTimed, check_listed, refuse
-from dit_sparse.bench.kernel import dense_rows, draw, no_room, timed
-from dit_sparse.bench.machine import Timer
+from dit_sparse.bench.kernel import by_shape, timed
+from dit_sparse.bench.machine import Timer, captured
 from dit_sparse.bench.results import Row, Shape
 from dit_sparse.compute import attend
-from dit_sparse.core import QKV, Context, Grid, Method, Plan
+from dit_sparse.core import QKV, Context, Grid, Layout, Method, Plan
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.registry import entry, get
 from dit_sparse.testing import Problem, relative_error, rounding_band
 
 STAGES = ("layout", "move", "score", "select", "compute", "kernel", "kept")
-# with these a method's `keep` is its whole budget; without, it adds blocks by rules of its own
-EVEN: dict[str, dict[str, Any]] = {"rectified": {"neighbours": "within", "p_remain": 0.0}}
+# with these a method's `keep` is its whole budget, where it adds blocks by rules of its own, and
+# its blocks are those that its profiles use on large models
+SET: dict[str, dict[str, Any]] = {
+    "rectified": {"neighbours": "within", "p_remain": 0.0},
+    "sla": {"block": (128, 64)},
+    "sparse_vdit": {"block": 128},
+    "svg": {"block": 128},
+}
 # past every schedule's dense start; a layer of the third kind where kinds of layers alternate
 warm = partial(Context, layer=2, step=20, steps=50)
 SMALL = Grid(5, 12, 16)
@@ -46,10 +52,11 @@ class Case:
     name: str
     keep: float
     params: tuple[tuple[str, Any], ...] = ()
+    pairs = 0  # lists are small beside the tensors
 
     def build(self) -> Method:
         """Return the method with its settings."""
-        return get(self.name, keep=self.keep, **{**EVEN.get(self.name, {}), **dict(self.params)})
+        return get(self.name, keep=self.keep, **{**SET.get(self.name, {}), **dict(self.params)})
 
     @property
     def row(self) -> Row:
@@ -68,28 +75,26 @@ def run(
     cases: Iterable[Case], timer: Timer, dtype: torch.dtype, impl: str = "auto"
 ) -> Iterator[Row]:
     """Check and time each method and its stages, after the dense baselines of its shape."""
-    shape, x, why = None, None, ""
-    for case in cases:
-        if case.shape != shape:
-            shape, x = case.shape, None
-            why = no_room(shape, timer.device, dtype)
-            if not why:
-                x = draw(shape, timer.device, dtype)
-                yield from dense_rows(shape, x, timer)
-        yield replace(case.row, why=why) if x is None else measure(case, x, timer, impl)
+    clock = replace(timer, replay=True)
+    return by_shape(cases, clock, dtype, lambda case, x: [measure(case, x, timer, impl)])
 
 
 def measure(case: Case, x: QKV, timer: Timer, impl: str = "auto") -> Row:
-    """Return the checked and timed row of one method."""
+    """Return the checked and timed row of one method: on the device alone, and from Python."""
     method = case.build()
     weights = learned(method, case.shape.head_dim, x.q.device)
     # one state for all calls: what a method keeps from step to step is there
     ctx = warm(grid=case.shape.grid, impl=impl, weights=weights)
     stages: dict[str, float] = {}
-    density = 1.0
+    state: dict[Any, Any] = {}
+    density, alone = 1.0, None
+
+    def again() -> Tensor:
+        # every call begins from one state, and a graph reads that memory as long as it lives
+        return method(x, replace(ctx, state=dict(state)))
 
     def check(out: Tensor) -> float:
-        nonlocal density
+        nonlocal density, alone
         if not out.isfinite().all():
             raise NotTimed("wrong output: not finite", wrong=True)
         calls, plan = stage_calls(x, method, ctx)
@@ -100,11 +105,34 @@ def measure(case: Case, x: QKV, timer: Timer, impl: str = "auto") -> Row:
             verify(method, x.q, case.shape, impl, weights),
             check_listed(out, kernel.args, kernel.options, "its kernel call", lse),
         )
-        stages.update({name: timer.ms(calls[name]) for name in STAGES})
-        return max(shares)
+        state.update(ctx.state)
+        # beside its stages: a card that ran hot in between would be slower
+        alone, share = replayed(again, timer)
+        clock = replace(timer, replay=True)
+        stages.update({name: clock.ms(calls[name]) for name in STAGES})
+        return max(*shares, share)
 
     row = timed(case.row, timer, lambda: lambda: method(x, ctx), check)
-    return replace(row, density=density, stages=stages if row.ms is not None else {})
+    if row.ms is None:
+        return replace(row, density=density)
+    if alone is not None:
+        row = replace(row, eager=row.ms, ms=alone)
+    return replace(row, density=density, stages=stages)
+
+
+def replayed(call: Callable[[], Tensor], timer: Timer) -> tuple[float | None, float]:
+    """Return the ms of a call as a CUDA graph and its error as a share of a rounding.
+
+    The time is None where there is no graph; raises when the graph gives something else.
+    """
+    replay, drawn = captured(call, timer.device)
+    if drawn is None:
+        return None, 0.0
+    true = call()
+    drawn.zero_()
+    replay()
+    share = relative_error(drawn, true) / rounding_band(true.dtype)
+    return timer.ms(replay), refuse(share, "its replay as a CUDA graph")
 
 
 def verify(
@@ -155,26 +183,29 @@ class KernelCall:
 def stage_calls(x: QKV, method: Method, ctx: Context) -> tuple[dict[str, Any], Plan]:
     """Return a call for every stage by itself, and the plan.
 
-    layout: order and cut. move: q, k, v into that order. score, select. compute: all the rest, of
-    which `kernel` is the attention kernel with its extras and `kept` the same lists without columns
-    and tail. Each call finds in its cache what the stages before it left there, and begins from
-    the state that `ctx` holds now.
+    layout: order and cut. move: k and v into that order; the kernel reads q by it where it can.
+    score, select. compute: all the rest, of which `kernel` is the attention kernel with its extras
+    and `kept` the same lists without columns and tail. Each call finds in its cache what the stages
+    before it left there, and begins from the state that `ctx` holds now.
     """
 
     def context(cache: dict) -> Context:
         return replace(ctx, cache=dict(cache), state=dict(ctx.state))
 
+    def move(layout: Layout, ctx: Context) -> Tensor:
+        return arranged(x, layout, ctx).k
+
     own = context({})
     layout = method.arrange(x, own)
     placed = dict(own.cache)
-    arranged(x, layout, own)
+    move(layout, own)
     moved = dict(own.cache)
     score = method.score(x, layout, own)
     scored = dict(own.cache)
     # arranging moved the clusters kept in that state: the plan begins from the same ones
     own = context({})
     plan = method.plan(x, own)
-    arranged(x, plan.layout, own)
+    move(plan.layout, own)
     planned = dict(own.cache)
     with mock.patch.object(attend, "block_sparse_attention", wraps=block_sparse_attention) as spy:
         method.compute(x, plan, own)
@@ -185,7 +216,7 @@ def stage_calls(x: QKV, method: Method, ctx: Context) -> tuple[dict[str, Any], P
     bare = {**options, "columns": None, "tail": None}
     calls = {
         "layout": lambda: method.arrange(x, context({})),
-        "move": lambda: arranged(x, layout, context(placed)),
+        "move": lambda: move(layout, context(placed)),
         "score": lambda: method.score(x, layout, context(moved)),
         "select": lambda: method.select(score, layout, context(scored)),
         "compute": lambda: method.compute(x, plan, context(planned)),

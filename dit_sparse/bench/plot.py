@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.bench import table
 from dit_sparse.bench.results import Result, Row, Shape, exponent
 from dit_sparse.errors import ArgumentError, MissingDependencyError
 from dit_sparse.media import part_file, publish
@@ -16,6 +17,8 @@ from dit_sparse.media import part_file, publish
 FORMATS = (".png", ".svg")
 COLOURS = ("#1f5fa8", "#c8502d", "#3f8f4f", "#7a4fa3", "#b08a1e", "#2f9aa0", "#a03a6a", "#6b6b6b")
 GREY = "#777777"
+# the parts of a method's bar
+STACK = {"kept blocks": COLOURS[0], "columns and tail": "#8fb4dc", "all else": COLOURS[1]}
 
 
 def check_plot(path: Path) -> None:
@@ -32,7 +35,7 @@ def write(result: Result, path: Path) -> None:
     """Draw a run; the file appears under its name when it is whole."""
     from matplotlib.figure import Figure
 
-    panels = _steps if result.kind == "step" else _attention
+    panels = PANELS[result.kind]
     draws = panels(result)
     figure = Figure(figsize=(5.2 * max(1, len(draws)), 4.2), layout="constrained")
     axes = figure.subplots(1, max(1, len(draws)), squeeze=False)[0]
@@ -90,22 +93,75 @@ def _by_length(place: Any, result: Result) -> None:
 
 
 def _steps(result: Result) -> list[Any]:
-    """Return one panel of bars: a step each, attention's part of it in colour."""
+    """Return a panel of bars for every shape: a step each, attention's part of it in colour."""
 
-    def draw(place: Any) -> None:
-        rows = [r for r in result.rows if r.ms]
+    def draw(place: Any, rows: list[Row]) -> None:
         for at, row in enumerate(rows):
-            ms, share = row.ms or 0.0, result.attention(row) or 0.0
-            colour = COLOURS[0] if row.sparse else GREY
-            place.barh(at, ms * (1 - share), color="#d5d5d5")
-            place.barh(at, ms * share, left=ms * (1 - share), color=colour)
-            place.text(ms, at, f" {ms:.3g}", va="center", fontsize=7)
-        names = [f"{r.shape.name}\n{r.what}" for r in rows]
-        place.set_yticks(range(len(rows)), names, fontsize=7)
-        place.invert_yaxis()
-        place.set_xlabel("ms per step (coloured: attention)")
+            share = result.attention(row) or 0.0
+            parts = {"": (1 - share, "#d5d5d5"), "attention": (share, COLOURS[0])}
+            _bar(place, at, row, [((row.ms or 0.0) * x, colour) for x, colour in parts.values()])
+        _label(place, rows, "ms per step (coloured: attention)")
 
-    return [draw]
+    return _per_shape(result, draw, lambda row: True)
+
+
+def _stages(result: Result) -> list[Any]:
+    """Return a panel of bars for every shape: a method each, its kept blocks, the rest of its
+    kernel call, and the other stages."""
+
+    def draw(place: Any, rows: list[Row]) -> None:
+        for at, row in enumerate(rows):
+            _bar(place, at, row, list(zip(_shares(row), STACK.values(), strict=True)))
+        for name, colour in STACK.items():
+            place.plot([], [], color=colour, lw=6, label=name)
+        dense = result.dense(rows[0].shape)
+        told = "" if dense is None else f"; dense: {dense.what} {table.ms(dense.ms)}"
+        _label(place, rows, f"ms at keep {rows[0].settings['keep']:g}{told}")
+        place.legend(
+            fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+        )
+
+    return _per_shape(result, draw, lambda row: bool(row.stages))
+
+
+def _shares(row: Row) -> list[float]:
+    """Return the ms of the parts of a method's bar: kept blocks, the kernel's extras, the rest."""
+    ms, kernel, kept = row.ms or 0.0, row.stages["kernel"], row.stages["kept"]
+    kernel = min(ms, kernel)
+    kept = min(kernel, kept)
+    return [kept, kernel - kept, ms - kernel]
+
+
+def _per_shape(
+    result: Result, draw: Callable[[Any, list[Row]], None], wanted: Callable[[Row], bool]
+) -> list[Any]:
+    """Return a panel for the timed and wanted rows of every shape."""
+    rows: dict[Shape, list[Row]] = {}
+    for row in result.rows:
+        if row.ms and wanted(row):
+            rows.setdefault(row.shape, []).append(row)
+    return [partial(_titled, draw=draw, rows=found) for found in rows.values()]
+
+
+def _titled(place: Any, draw: Callable[[Any, list[Row]], None], rows: list[Row]) -> None:
+    draw(place, rows)
+    place.set_title(f"{rows[0].shape.name}: {rows[0].shape.describe()}", fontsize=10)
+
+
+def _bar(place: Any, at: int, row: Row, parts: list[tuple[float, str]]) -> None:
+    """Draw one bar of parts from left to right, with its time behind it."""
+    left = 0.0
+    for ms, colour in parts:
+        place.barh(at, ms, left=left, color=colour)
+        left += ms
+    place.text(left, at, f" {table.ms(left)}", va="center", fontsize=7)
+
+
+def _label(place: Any, rows: list[Row], axis: str) -> None:
+    place.set_yticks(range(len(rows)), [row.what for row in rows], fontsize=7)
+    place.invert_yaxis()
+    place.set_xlabel(axis, fontsize=8)
+    place.tick_params(axis="x", labelsize=8)
 
 
 def _dress(place: Any, title: str, axis: str) -> None:
@@ -130,3 +186,12 @@ def _plain(value: float) -> str:
 
 def _colours() -> Iterator[str]:
     return itertools.cycle(COLOURS)
+
+
+def _methods(result: Result) -> list[Any]:
+    """Return bars of stages for one budget, lines over density or length for several."""
+    budgets = {row.settings.get("keep") for row in result.rows if row.stages}
+    return _attention(result) if len(budgets) > 1 or result.series() else _stages(result)
+
+
+PANELS = {"kernel": _attention, "method": _methods, "step": _steps}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.core import Grid
+from dit_sparse.errors import ArgumentError
 from dit_sparse.media import part_file, publish
 
 
@@ -56,6 +57,10 @@ VIDEO_SHAPES = {
 }
 
 
+# what a row's JSON also tells: methods of Result
+DERIVED = ("tflops", "against_dense", "of_limit", "over_kept", "attention", "whole_run")
+# left out of a row's JSON where they say nothing
+RARE = ("wrong", "foreign", "dense_steps")
 # what a step is called whose self-attention returns v
 WITHOUT = "without attention"
 
@@ -64,11 +69,12 @@ WITHOUT = "without attention"
 class Row:
     """One thing that was to be timed.
 
-    what: the name of what ran. sparse: False for baselines that compute every pair;
-    foreign: another project's kernel. settings: how
-    it was asked for. density: share of the query-key pairs that its plan computes. ms: median, None
-    when it was not timed. error: of the output, as a share of its bound. why: the reason it was not
-    timed; wrong: that its output is wrong, or that ours failed. stages: ms of each stage by itself.
+    what: the name of what ran. sparse: False for baselines that compute every pair; foreign:
+    another project's kernel. settings: how it was asked for. density: share of the query-key pairs
+    that its plan computes. ms: median, None when it was not timed. eager: the same launched from
+    Python, where ms is that of a CUDA graph. error: of the output, as a share of its bound. why:
+    the reason it was not timed; wrong: that its output is wrong, or that ours failed. stages: ms of
+    each stage by itself. dense_steps: share of a generation's steps that a method leaves dense.
     """
 
     shape: Shape
@@ -77,11 +83,13 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     density: float = 1.0
     ms: float | None = None
+    eager: float | None = None
     error: float | None = None
     why: str = ""
     wrong: bool = False
     foreign: bool = False
     stages: dict[str, float] = field(default_factory=dict)
+    dense_steps: float = 0.0
 
     @property
     def ours(self) -> bool:
@@ -91,7 +99,8 @@ class Row:
     @property
     def label(self) -> str:
         """The name with the settings that set a series of rows apart."""
-        return " ".join([self.what, *(f"{k} {v}" for k, v in self.settings.items() if k != "keep")])
+        apart = {k: v for k, v in self.settings.items() if k not in ("keep", "profile")}
+        return " ".join([self.what, *(f"{k} {v}" for k, v in apart.items())])
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,11 @@ class Result:
         """Return how many times faster than the fastest dense a row is."""
         dense = self.dense(row.shape)
         return None if dense is None or not dense.ms or not row.ms else dense.ms / row.ms
+
+    def whole_run(self, row: Row) -> float | None:
+        """Return how many times faster a generation is, its dense first steps included."""
+        speed = self.against_dense(row) if self.kind == "step" else None
+        return speed and 1 / (row.dense_steps + (1 - row.dense_steps) / speed)
 
     def over_kept(self, row: Row) -> float | None:
         """Return the time of a whole method over that of its kept blocks alone."""
@@ -170,9 +184,9 @@ class Result:
         rows = []
         for row in self.rows:
             data = {k: v for k, v in asdict(row).items() if v is not None and v != "" and v != {}}
-            data = {k: v for k, v in data.items() if v or k not in ("wrong", "foreign")}
+            data = {k: v for k, v in data.items() if v or k not in RARE}
             data["shape"] = {k: v for k, v in data["shape"].items() if v is not None}
-            for name in ("tflops", "against_dense", "of_limit", "over_kept", "attention"):
+            for name in DERIVED:
                 value = getattr(self, name)(row)
                 if value is not None:
                     data[name] = value
@@ -189,11 +203,32 @@ class Result:
             ],
         }
 
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read what `write` wrote; raise when it is something else."""
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            kernel = told["kernel"]["implementation"], told["kernel"]["reason"]
+            rows = [_row(data) for data in told["rows"]]
+            return cls(told["bench"], told["machine"], Limits(**told["limits"]), kernel, rows)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = f"{type(error).__name__}: {error}"
+            raise ArgumentError(f"{path} is no result of dit-sparse bench ({text})") from None
+
     def write(self, path: Path) -> None:
         """Write the run as JSON; the file appears under its name when it is whole."""
         with part_file(path) as part:
             part.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
             publish(part, path, overwrite=True)
+
+
+def _row(data: dict[str, Any]) -> Row:
+    """Return the row of plain data; what follows from other rows is left out."""
+    data = {k: v for k, v in data.items() if k not in DERIVED}
+    shape = dict(data["shape"])
+    if "grid" in shape:
+        shape["grid"] = Grid(**shape["grid"])
+    return Row(**{**data, "shape": Shape(**shape)})
 
 
 def exponent(rows: list[Row]) -> float:

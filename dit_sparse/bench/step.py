@@ -3,35 +3,41 @@
 The last one tells attention's share: the step's time less that of the same step whose
 self-attention returns v; no method can be faster. Sparse methods run at their published settings
 for the model, where a profile is shipped, past their dense first steps and in the warm state: every
-timed call is a later step of one generation.
+timed call is a later step of one generation. Dense attention is the fastest that diffusers has, and
+FlashAttention-4 where it is installed. One compiled block serves dense attention, another the seam
+and with it every method. On a GPU a profiled step tells how long linear layers, attention kernels
+and all other kernels keep the device busy.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_sparse import api
 from dit_sparse.arrange.raster import Raster
 from dit_sparse.bench.architectures import Architecture, Size
+from dit_sparse.bench.baselines import flash4
 from dit_sparse.bench.check import NotTimed
-from dit_sparse.bench.kernel import Call, timed
-from dit_sparse.bench.machine import Timer
+from dit_sparse.bench.kernel import Call, dense_rows, draw, no_room, timed
+from dit_sparse.bench.machine import Timer, parts
 from dit_sparse.bench.method import verify
 from dit_sparse.bench.results import WITHOUT, Row, Shape
 from dit_sparse.core import QKV, Context, Layout, Method, Plan
 from dit_sparse.integrations.adapters import adapters
+from dit_sparse.integrations.session import ASSUMED_STEPS
 from dit_sparse.profile import find
 from dit_sparse.registry import get
 from dit_sparse.select.topk import TopK
 
-# diffusers' names of the dense backends worth trying; native is for when no other runs
-BACKENDS = {"cuda": ("_native_cudnn", "_native_flash", "native"), "cpu": ("native",)}
+# baselines by diffusers' names of them; native is for when no other runs
+BACKENDS = {"cudnn": "_native_cudnn", "flash": "_native_flash"}
 
 
 @dataclass(frozen=True)
@@ -43,24 +49,39 @@ class Case:
     methods: tuple[str, ...]
     params: tuple[tuple[str, Any], ...] = ()
     small: bool = False
+    compiled: bool = False
 
     @property
     def shape(self) -> Shape:
         """The self-attention of one layer."""
-        return self.architecture.shape(self.size, self.small)
+        shape = self.architecture.shape(self.size, self.small)
+        return replace(shape, name=f"{shape.name} compiled") if self.compiled else shape
+
+    def build(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Return the model, its blocks compiled if that was asked for."""
+        model = self.architecture.build(device, dtype, self.small)
+        if self.compiled:
+            # graphs of the last model hold its weights
+            torch.compiler.reset()
+            for layers in model.children():
+                for block in layers if isinstance(layers, nn.ModuleList) else ():
+                    block.compile(dynamic=False)
+        return model
 
     @property
     def row(self) -> Row:
         """The row of the step as a whole."""
         return Row(self.shape, "step")
 
-    def method(self, name: str) -> tuple[Method, dict[str, Any]]:
-        """Return a method past its dense first steps, and where its settings come from."""
+    def method(self, name: str) -> tuple[Method, dict[str, Any], float]:
+        """Return a method past its dense first steps, where its settings come from, and the share
+        of those steps."""
         profile, params = find(self.architecture.name, name), dict(self.params)
         value = profile.build(**params) if profile else get(name, **params)
         settings = {"profile": f"{profile.model}--{profile.method}"} if profile else {}
+        share = value.schedule.first_sparse_step(ASSUMED_STEPS) / ASSUMED_STEPS
         value = value.with_schedule(replace(value.schedule, dense_steps=0))
-        return value, {**settings, **params}
+        return value, {**settings, **params}, share
 
 
 @dataclass(frozen=True)
@@ -79,8 +100,17 @@ class Values:
         return x.v.clone()
 
 
+@dataclass(frozen=True)
+class Flash4:
+    """Attend by FlashAttention-4, which diffusers alone cannot take from an installed package."""
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        return flash4(x)()
+
+
 # one block holds the longest video
 FREE = Method(Raster(1 << 30), Flat(), TopK(1.0), Values())
+FLASH4 = replace(FREE, compute=Flash4())
 
 
 def run(
@@ -94,7 +124,7 @@ def run(
             # the last model goes before the next one comes
             name, model = architecture.name, None
             try:
-                model = architecture.build(timer.device, dtype, case.small)
+                model = case.build(timer.device, dtype)
             except NotTimed as error:
                 yield replace(case.row, why=str(error))
         if model is not None:
@@ -108,39 +138,26 @@ def run(
 def _rows(case: Case, model: Any, timer: Timer, dtype: torch.dtype, impl: str) -> Iterator[Row]:
     """Time one case; the model is left as it was but for its backend."""
     step = steps(case, model, timer.device, dtype)
-    dense: dict[str, Row] = {}
-    for backend in BACKENDS[timer.device.type]:
-        if backend == "native" and dense:
-            continue
-
-        def choose(backend: str = backend) -> Call:
-            model.set_attention_backend(backend)
-            return step
-
-        row = Row(case.shape, f"dense {backend.removeprefix('_native_')}", sparse=False)
-        row = timed(row, replace(timer, single=True), choose, _finite)
-        if row.ms is None:
-            yield row
-        else:
-            dense[backend] = row
-    # cross-attention, and the layers a method leaves dense, run on the fastest too
-    best = min(dense, key=lambda backend: dense[backend].ms or 0.0, default="native")
-    model.set_attention_backend(best)
-    for backend, row in dense.items():
-        slower = f"one call took {row.ms or 0.0:.0f} ms; {dense[best].what} is faster"
-        yield (
-            replace(row, ms=None, why=slower)
-            if backend != best
-            else replace(row, ms=timer.ms(step))
-        )
+    alone = _attention_alone(case, timer, dtype)
+    # cross-attention, and the layers a method leaves dense, run on the fastest that works too
+    for name in [*sorted(BACKENDS.keys() & alone.keys(), key=alone.__getitem__), "native"]:
+        choose = partial(model.set_attention_backend, BACKENDS.get(name, name))
+        row = Row(case.shape, f"dense {name}", sparse=False)
+        row = _timed(row, timer, step, choose, _finite)
+        yield row
+        if row.ms is not None:
+            break
     kind = type(model).__name__
     if kind not in adapters():
         for name in case.methods:
             yield Row(case.shape, name, why=f"no adapter yet for {kind}")
         return
     try:
-        api.enable(model, FREE)
-        yield timed(Row(case.shape, WITHOUT, density=0.0), timer, lambda: step, _finite)
+        if "flash-4" in alone:
+            row = Row(case.shape, "dense flash-4", sparse=False)
+            yield _timed(row, timer, step, partial(api.enable, model, FLASH4), _finite)
+        row = Row(case.shape, WITHOUT, density=0.0)
+        yield _timed(row, timer, step, partial(api.enable, model, FREE), _finite)
         for name in case.methods:
             yield _sparse_row(case, name, model, timer, step, impl)
     finally:
@@ -149,12 +166,8 @@ def _rows(case: Case, model: Any, timer: Timer, dtype: torch.dtype, impl: str) -
 
 def _sparse_row(case: Case, name: str, model: Any, timer: Timer, step: Call, impl: str) -> Row:
     """Time a step under one method; not before the method holds its bound on a small video."""
-    method, settings = case.method(name)
+    method, settings, dense_steps = case.method(name)
     density = 1.0
-
-    def build() -> Call:
-        api.enable(model, method, impl=impl)
-        return step
 
     def check(out: Tensor) -> float:
         nonlocal density
@@ -166,8 +179,39 @@ def _sparse_row(case: Case, name: str, model: Any, timer: Timer, step: Call, imp
         density = report.density
         return verify(method, out, case.shape, impl, {})
 
-    row = timed(Row(case.shape, name, settings=settings), timer, build, check)
-    return replace(row, density=density)
+    row = Row(case.shape, name, settings=settings, dense_steps=dense_steps)
+    enable = partial(api.enable, model, method, impl=impl)
+    return replace(_timed(row, timer, step, enable, check), density=density)
+
+
+def _attention_alone(case: Case, timer: Timer, dtype: torch.dtype) -> dict[str, float]:
+    """Return the ms of one dense attention call by each baseline that runs on this GPU.
+
+    A step of a large model takes seconds: what is slower here is not tried there.
+    """
+    if timer.device.type != "cuda" or no_room(case.shape, timer.device, dtype):
+        return {}
+    x = draw(case.shape, timer.device, dtype)
+    rows = dense_rows(case.shape, x, replace(timer, quick=True))
+    return {row.what: row.ms for row in rows if row.ms is not None}
+
+
+def _timed(
+    row: Row, timer: Timer, step: Call, prepare: Callable[[], Any], check: Callable[..., Any]
+) -> Row:
+    """Return the row with the time of a step after `prepare`, and its parts."""
+    stages: dict[str, float] = {}
+
+    def build() -> Call:
+        prepare()
+        return step
+
+    def checked(out: Tensor) -> Any:
+        share = check(out)
+        stages.update(parts(step, timer.device))
+        return share
+
+    return replace(timed(row, timer, build, checked), stages=stages)
 
 
 def steps(case: Case, model: Any, device: torch.device, dtype: torch.dtype) -> Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from dit_sparse.bench.machine import PARTS
 from dit_sparse.bench.method import STAGES
 from dit_sparse.bench.results import Result, Row, exponent
 
@@ -48,6 +49,7 @@ COLUMNS: dict[str, dict[str, Cell]] = {
     "kernel": {**COMMON, **ATTENTION, **ERROR},
     "method": {
         **COMMON,
+        "eager": lambda result, row: ms(row.eager),
         "over kept": lambda result, row: _times(result.over_kept(row)),
         **ATTENTION,
         **ERROR,
@@ -55,17 +57,23 @@ COLUMNS: dict[str, dict[str, Cell]] = {
     },
     "step": {
         **COMMON,
+        "settings": lambda result, row: "published" if "profile" in row.settings else "",
+        "whole run": lambda result, row: _times(result.whole_run(row)),
         "attention": lambda result, row: _share(result.attention(row)),
         **ERROR,
+        **{name: lambda _, row, name=name: ms(row.stages.get(name)) for name in PARTS},
     },
 }
 
 
 def rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Return the titles and the text of every timed row."""
-    columns = COLUMNS[result.kind]
+    """Return the titles and the text of every timed row, without columns that say nothing."""
     timed = [row for row in result.rows if row.ms is not None]
-    return list(columns), [[cell(result, row) for cell in columns.values()] for row in timed]
+    columns = {
+        title: [cell(result, row) for row in timed] for title, cell in COLUMNS[result.kind].items()
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
 
 
 def line(row: Row) -> str:

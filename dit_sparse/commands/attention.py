@@ -97,12 +97,15 @@ def _of_profile(name: str, params: dict[str, Any]) -> Choice:
         if name in shipped():
             profile = _shipped(name)
         elif Path(name).is_file():
-            profile = Profile.load(name)
+            try:
+                profile = Profile.load(name)
+            except ArgumentError as error:
+                raise ArgumentError(f"--profile {error}") from error
         else:
             close = difflib.get_close_matches(name, shipped(), n=3, cutoff=0.3) or shipped()
             known = f"; shipped: {', '.join(close)}" if close else ""
             raise ArgumentError(f"--profile {name}: no such file{known}")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ArgumentError(f"--profile {name} cannot be read: {error}") from error
     known = entry(profile.method).parameters
     params = _checked(profile.method, known, params)

@@ -67,10 +67,23 @@ def kernel(
         str, _option("Lists", "Shares of the blocks that are kept; default .5,.25,.1,.05.")
     ] = ".5,.25,.1,.05",
     block_q: Annotated[int, _option("Lists", "Queries per block (default 128).")] = 128,
-    block_kv: Annotated[int, _option("Lists", "Keys per block (default 128).")] = 128,
+    block_kv: Annotated[
+        str, _option("Lists", "Keys per block: 128 (default), 64, or 128,64.")
+    ] = "128",
     spread: Annotated[
         str, _option("Lists", "Longest list over the shortest: 1 (default), 10, or 1,10.")
     ] = "1",
+    form: Annotated[
+        str,
+        _option(
+            "Lists",
+            "equal (default), or other calls that methods make: boxes, clusters, columns, tail, "
+            "listed, choice; comma-separated.",
+        ),
+    ] = "equal",
+    quant: Annotated[
+        str, _option("Lists", "Our products: none (default), fp8, or none,fp8.")
+    ] = "none",
     alone: Annotated[
         bool, _option(RUN, "Leave out the block-sparse kernels of others.", "--alone")
     ] = False,
@@ -90,21 +103,29 @@ def kernel(
     run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
     run.check()
     from dit_sparse.bench import kernel as measure
+    from dit_sparse.bench.lists import FORMS, Case
     from dit_sparse.bench.results import KERNEL_SHAPES, Shape
+    from dit_sparse.kernels.contract import QUANTS
 
     at_least(1, heads=heads, head_dim=head_dim)
-    at_least(16, block_q=block_q, block_kv=block_kv)
+    at_least(16, block_q=block_q)
+    widths = numbers(block_kv, "--block-kv", 15, 1 << 20)
+    if any(width % 1 for width in widths):
+        raise ArgumentError(f"--block-kv {block_kv}: a block has a whole number of keys")
     shapes = _shapes(shape, KERNEL_SHAPES, run, heads, head_dim, tokens)
     if shapes is None:
         h, d = heads or 12, head_dim or 128
         shapes = [Shape(_count(n), h, n, d) for n in lengths(tokens or "32k")]
     cases = [
-        measure.Case(size, share, block_q, block_kv, ratio)
+        Case(size, share, block_q, int(keys), ratio, shown)
         for size in shapes
+        for keys in widths
         for share in numbers(density, "--density", 0, 1)
         for ratio in numbers(spread, "--spread", 0.999, 1e6)
+        for shown in named(form, "--form", dict(zip(FORMS, FORMS, strict=True)))
     ]
-    run.carry_out("kernel", cases, measure.run, others=not alone)
+    quants = tuple(named(quant, "--quant", dict(zip(QUANTS, QUANTS, strict=True))))
+    run.carry_out("kernel", cases, measure.run, others=not alone, quants=quants)
 
 
 @app.command("method")
@@ -177,6 +198,9 @@ def step(
     tiny: Annotated[
         bool, _option("Model", "Two narrow layers and a small video: the same code.", "--tiny")
     ] = False,
+    compile: Annotated[
+        bool, _option("Model", "Compile the blocks, dense and sparse alike.", "--compile")
+    ] = False,
     method: Annotated[
         str, _option("Method", "Comma-separated; default pisa. Settings: as published.")
     ] = "pisa",
@@ -218,7 +242,7 @@ def step(
     if keep is not None:
         params["keep"] = numbers(f"{keep:g}", "--keep", 0, 1)[0]
     cases = [
-        measure.Case(a, s, names, tuple(params.items()), tiny)
+        measure.Case(a, s, names, tuple(params.items()), tiny, compile)
         for a in models
         for s in asked or (a.small if tiny else a.sizes)
     ]
@@ -226,6 +250,22 @@ def step(
         for name in names:
             case.method(name)
     run.carry_out("step", cases, measure.run)
+
+
+@app.command("show")
+def show(
+    file: Annotated[Path, typer.Argument(help="A .json file that --out wrote.")],
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Show a finished run again: its table, or as Markdown, JSON or a picture."""
+    run = Run(plot=plot, quiet=quiet, json=json, markdown=markdown)
+    run.check()
+    from dit_sparse.bench.results import Result
+
+    run.show(Result.read(file))
 
 
 def _shapes(names: str | None, known: dict[str, Any], run: Run, *own: object) -> list[Any] | None:

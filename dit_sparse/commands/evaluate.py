@@ -53,7 +53,11 @@ def evaluate(
     ] = None,
     dense_steps: Annotated[
         float | None,
-        _option(CASES, "First dense steps of all cases: a count, or a share of the steps below 1."),
+        _option(
+            CASES,
+            "First dense steps of all cases: a count, or a share of the steps below 1; dense "
+            "layers stay each case's own.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,

@@ -210,7 +210,6 @@ class Order:
     def _cases(self, model: str) -> tuple[list[Any], list[Any]]:
         """Return the cases, with the settings shipped for a model, and the claims of --cases."""
         from dit_sparse.quality import cases as asked
-        from dit_sparse.schedule import Schedule
 
         if self.keep and self.density:
             raise ArgumentError("--keep and --density both set the budget; give one of them")
@@ -231,12 +230,12 @@ class Order:
         cases = [*asked.at_budgets(free, keeps, targets), *fixed]
         if self.dense_steps is not None:
             steps = self.dense_steps
-            schedule = Schedule(int(steps) if steps == int(steps) else steps)
-            cases = [replace(made, schedule=schedule) for made in cases]
-        labels = [made.label for made in cases]
-        twice = [label for label in labels if labels.count(label) > 1]
-        if twice:
-            raise ArgumentError(f"two cases are called {twice[0]!r}; leave one of them out")
+            steps = int(steps) if steps == int(steps) else steps
+            cases = [
+                replace(made, schedule=replace(made.build().schedule, dense_steps=steps))
+                for made in cases
+            ]
+        asked.check_labels(cases)
         return cases, claims
 
     def _named(self, model: str) -> list[Any]:

@@ -22,7 +22,15 @@ def _switch(panel: str, name: str, help: str) -> Any:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of PROMPT: a text file, one prompt per line. --out is a folder then; "
+            "what its manifest calls done is left alone.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str, _option(MODEL, "[b]shapes[/b] (built in, default), a hub id or a pipeline folder.")
     ] = "shapes",
@@ -57,12 +65,25 @@ def generate(
         list[str] | None,
         _option(ATTENTION, "Any parameter of the method; repeatable.", metavar="KEY=VALUE"),
     ] = None,
+    quant: Annotated[
+        str, _option(ATTENTION, "fp8: products of 8-bit numbers, where the GPU has them.")
+    ] = "none",
+    guard: Annotated[
+        float | None,
+        _option(
+            ATTENTION, "Largest relative error of a layer, e.g. 0.05; one above it goes dense."
+        ),
+    ] = None,
     steps: Annotated[int | None, _option(SAMPLING, "Denoising steps.")] = None,
     frames: Annotated[int | None, _option(SAMPLING, "Video frames.")] = None,
     height: Annotated[int | None, _option(SAMPLING, "Height in pixels.")] = None,
     width: Annotated[int | None, _option(SAMPLING, "Width in pixels.")] = None,
     guidance: Annotated[float | None, _option(SAMPLING, "Guidance scale; 1 = none.")] = None,
     negative: Annotated[str | None, _option(SAMPLING, "What not to show.")] = None,
+    image: Annotated[
+        Path | None,
+        _option(SAMPLING, "Start from this PNG or JPEG: image-to-video, image-to-image, editing."),
+    ] = None,
     seed: Annotated[int, _option(SAMPLING, "Same seed, same video (default 0).")] = 0,
     fps: Annotated[float | None, _option(OUTPUT, "Frames per second of the file.")] = None,
     out: Annotated[
@@ -85,13 +106,19 @@ def generate(
 ) -> None:
     """Make a video or an image of PROMPT, with sparse attention where it pays.
 
-    The defaults of size, length, steps and guidance are those of the model.
+    The defaults of size, length, steps and guidance are those of the model. Started by torchrun,
+    the processes share one generation, or the prompts of a file.
     """
     given = dict(locals())
     given["set"] = tuple(set or ())
     request = Request(**given)
     request.check()
 
-    from dit_sparse.commands.job import run
+    if request.prompts is not None:
+        from dit_sparse.commands.many import run as run_many
 
-    run(request)
+        run_many(request, request.prompts)
+    else:
+        from dit_sparse.commands.job import run
+
+        run(request)

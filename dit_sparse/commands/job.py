@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from dit_sparse.commands.attention import Choice, choose, default, saved
 from dit_sparse.commands.model import (
     Geometry,
     Trained,
+    compile_parts,
     device_of,
     go_offline_without_network,
     load,
     locate,
 )
+from dit_sparse.commands.picture import needed, taking
+from dit_sparse.commands.picture import place as place_picture
 from dit_sparse.commands.request import Request, beside
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError
@@ -46,6 +49,7 @@ class Job:
     arguments: dict[str, Any]  # of the pipeline call
     choice: Choice
     loading: float  # seconds
+    writes: bool = True  # whether this process writes and talks
 
     @property
     def size(self) -> tuple[int | None, int | None, int | None]:
@@ -75,8 +79,26 @@ def tokens(geometry: Geometry, arguments: dict[str, Any]) -> int | None:
 
 
 def run(request: Request) -> None:
-    """Do all that `generate` was asked for."""
-    screen = Screen(request.quiet, request.json)
+    """Do all that `generate` was asked for; under `torchrun` the processes share the sequence."""
+    from dit_sparse.integrations.processes import leave, started
+
+    processes = started()
+    screen = Screen(request.quiet or not processes.first, request.json)
+    with hushed(request.debug):
+        try:
+            job = prepare(request, screen, processes)
+            from dit_sparse.commands.results import compare, single
+
+            (compare if request.compare else single)(job)
+        finally:
+            leave()
+
+
+def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
+    """Load the model and check the request against it.
+
+    processes: those that share the sequence, `Processes`; None or one alone: no sharing.
+    """
     # a wrong method or parameter shows before a model is loaded
     choose(request, request.model)
     place = locate(request.model)
@@ -85,49 +107,60 @@ def run(request: Request) -> None:
         go_offline_without_network()
     trained = Trained.read(place)
     asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
-    trained.check({**trained.default, **asked})
-    unknown = trained.unknown_words(request.prompt)
-    if unknown:
-        words = [f"{word} (nearest: {near})" if near else word for word, near in unknown.items()]
-        screen.warn(f"the model has never read: {', '.join(words)}")
-    with hushed(request.debug):
-        job = _prepare(request, screen, place, trained, asked)
-        from dit_sparse.commands.results import compare, single
+    if request.image is None:
+        trained.check({**trained.default, **asked})
+    warn_of_words(request.prompt, trained, screen)
+    if processes is not None and processes.ranks > 1:
+        from dit_sparse.integrations.processes import join
 
-        (compare if request.compare else single)(job)
-
-
-def _prepare(
-    request: Request,
-    screen: Screen,
-    place: Path | str,
-    trained: Trained,
-    asked: dict[str, Any],
-) -> Job:
-    """Load the model and check the request against it."""
+        request = replace(request, device=str(join(device_of(request.device))))
     start = time.perf_counter()
     screen.say(f"loading {request.model}")
     pipe = load(request, place)
     loading = time.perf_counter() - start
+    needed(pipe, request)
+    pipe = pipe if request.image is None else taking(pipe)
     geometry = Geometry.of(pipe)
     arguments = call_arguments(pipe, request, trained, asked)
+    arguments = place_picture(arguments, pipe, request, trained, geometry)
+    trained.check(arguments)
     geometry.check(arguments)
-    import dit_sparse
+    if processes is not None and processes.ranks > 1:
+        from dit_sparse.integrations.processes import share
+
+        share(pipe, processes, pipe.device)
     from dit_sparse.integrations.diffusers import model_name
 
     name = model_name(pipe) or request.model
     choice = choose(request, name) or saved(place) or default(tokens(geometry, arguments), name)
-    job = Job(request, screen, pipe, trained, geometry, arguments, choice, loading)
+    if choice.name == "dense" and (request.quant != "none" or request.guard is not None):
+        screen.warn("--quant and --guard are for sparse attention; this run is dense")
+    writes = processes is None or processes.first
+    job = Job(request, screen, pipe, trained, geometry, arguments, choice, loading, writes)
     target(job)
-    if job.choice.name != "dense":
-        dit_sparse.enable(pipe, job.choice.value)
+    attach(job, choice)
     if request.compile:
-        for name in ("transformer", "transformer_2"):
-            part = getattr(pipe, name, None)
-            if part is not None:
-                blocks = getattr(part, "_repeated_blocks", None)
-                (part.compile_repeated_blocks if blocks else part.compile)()
+        compile_parts(pipe)
     return job
+
+
+def warn_of_words(prompt: str, trained: Trained, screen: Screen) -> None:
+    """Say which words of a prompt the model was never trained on."""
+    unknown = trained.unknown_words(prompt)
+    if unknown:
+        words = [f"{word} (nearest: {near})" if near else word for word, near in unknown.items()]
+        screen.warn(f"the model has never read: {', '.join(words)}")
+
+
+def attach(job: Job, choice: Choice | None) -> None:
+    """Enable a method on the job's pipeline as the request asks for it; None: dense."""
+    import dit_sparse
+
+    if choice is None or choice.name == "dense":
+        dit_sparse.disable(job.pipe)
+    else:
+        asked = job.request
+        dit_sparse.enable(job.pipe, choice.value, quant=asked.quant, guard=asked.guard)
 
 
 def call_arguments(

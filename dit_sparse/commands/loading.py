@@ -12,6 +12,7 @@ from dit_sparse.commands.model import (
     BUILT_IN,
     Geometry,
     Trained,
+    compile_parts,
     device_of,
     go_offline_without_network,
     load,
@@ -93,15 +94,6 @@ def folder_for(folder: Path) -> Path:
     if not writable(there):
         raise ArgumentError(f"--out {folder}: cannot write to the folder {str(there)!r}")
     return folder
-
-
-def compile_parts(pipe: Any) -> None:
-    """Compile the transformers of a pipeline, block by block where that is offered."""
-    for name in ("transformer", "transformer_2"):
-        part = getattr(pipe, name, None)
-        if part is not None:
-            blocks = getattr(part, "_repeated_blocks", None)
-            (part.compile_repeated_blocks if blocks else part.compile)()
 
 
 def fingerprint(pipe: Any) -> str:

@@ -89,7 +89,7 @@ def markdown_table(facts: list[dict[str, Any]] | None = None) -> str:
     for fact in facts:
         number = fact["arxiv"]
         link = f" ([{number}](https://arxiv.org/abs/{number}))" if number else ""
-        stages = [f"`{fact['stages'][stage]}`" for stage in STAGES]
+        stages = [f"`{_short(fact['stages'][stage])}`" for stage in STAGES]
         rows.append([f"`{fact['name']}`", fact["title"] + link, *stages, f"{_signature(fact)}"])
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
@@ -100,6 +100,11 @@ def markdown_table(facts: list[dict[str, Any]] | None = None) -> str:
 def _signature(fact: dict[str, Any]) -> str:
     """Write the parameters with their defaults, each as --set takes it."""
     return ", ".join(f"{k}={_value(v)}" for k, v in fact["parameters"].items()) or "-"
+
+
+def _short(text: str, limit: int = 100) -> str:
+    """Return a stage as a table shows it; a method's page has all of it."""
+    return text if len(text) <= limit else text[: limit - 4].rstrip() + " ..."
 
 
 def _value(value: Any) -> str:
@@ -118,7 +123,7 @@ def _table(facts: list[dict[str, Any]]) -> None:
         table.add_column(title)
     for fact in facts:
         paper = f"\n[dim]{fact['arxiv']}[/dim]" if fact["arxiv"] else ""
-        stages = [f"[dim]{k:8}[/dim]{escape(v)}" for k, v in fact["stages"].items()]
+        stages = [f"[dim]{k:8}[/dim]{escape(_short(v))}" for k, v in fact["stages"].items()]
         parameters = escape(_signature(fact).replace(", ", "\n") if fact["parameters"] else "-")
         table.add_row(f"[bold]{fact['name']}[/bold]{paper}", "\n".join(stages), parameters)
         table.add_row()

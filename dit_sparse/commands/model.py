@@ -156,6 +156,17 @@ def load(request: Request, place: Path | str) -> Any:
     return dit_sparse.disable(pipe).to(device)
 
 
+def compile_parts(pipe: Any) -> None:
+    """Compile the transformers of a pipeline, block by block where that is offered."""
+    from dit_sparse.integrations.adapters import COMPONENTS
+
+    for name in COMPONENTS:
+        part = getattr(pipe, name, None)
+        if part is not None:
+            blocks = getattr(part, "_repeated_blocks", None)
+            (part.compile_repeated_blocks if blocks else part.compile)()
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Which sizes a pipeline can make, and how many tokens they are."""

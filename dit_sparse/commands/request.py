@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.contract import QUANTS
 
 DTYPES = {
     "float32": "float32", "fp32": "float32",
@@ -33,12 +34,15 @@ class Request:
     keep: float | None = None
     profile: str | None = None
     set: tuple[str, ...] = ()
+    quant: str = "none"
+    guard: float | None = None
     steps: int | None = None
     frames: int | None = None
     height: int | None = None
     width: int | None = None
     guidance: float | None = None
     negative: str | None = None
+    image: Path | None = None
     seed: int = 0
     fps: float | None = None
     out: Path | None = None
@@ -46,10 +50,13 @@ class Request:
     quiet: bool = False
     json: bool = False
     debug: bool = False
+    prompts: Path | None = None
 
     def check(self) -> None:
         """Raise `ArgumentError` for the first argument that cannot work with any model."""
-        if not self.prompt.strip():
+        if self.prompts is not None and (self.prompt or self.compare):
+            raise ArgumentError(f"--prompts {self.prompts} goes without a PROMPT and --compare")
+        if self.prompts is None and not self.prompt.strip():
             raise ArgumentError("the prompt is empty; say what to show")
         for name in ("steps", "frames", "height", "width"):
             value = getattr(self, name)
@@ -67,7 +74,17 @@ class Request:
             raise ArgumentError(f"--dtype {self.dtype} is not known; use auto, {', '.join(DTYPES)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ArgumentError(f"--device {self.device} is not known; use auto, cpu or cuda")
+        if self.quant not in QUANTS:
+            raise ArgumentError(f"--quant {self.quant} is not known; use {' or '.join(QUANTS)}")
+        if self.guard is not None and not 0 < self.guard < 1:
+            raise ArgumentError(f"--guard {self.guard:g} must be above 0 and below 1, e.g. 0.05")
         self._check_method()
+        if self.image is not None:
+            from dit_sparse.commands.picture import read
+
+            read(self.image)
+        if self.prompts is not None and self.out is not None and not self.out.is_dir():
+            raise ArgumentError(f"--out {self.out} must be a folder that exists, for --prompts")
         if self.out is not None:
             check_out(self.out, self.compare)
         elif not writable(Path.cwd()):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dit_sparse
 from dit_sparse import media
-from dit_sparse.commands.job import Job, names_of
+from dit_sparse.commands.job import Job, attach, names_of
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
@@ -20,6 +21,8 @@ def single(job: Job) -> None:
     """Generate once and write one file."""
     path, _, replaces = names_of(job)
     run = _timed(job, job.choice.name)
+    if not job.writes:
+        return
     path = media.write(path, run.frames, job.fps, overwrite=replaces)
     data = {**_facts(job, run, path), "compare": None}
     times = f"denoising {_s(run.denoising)} ({_s(run.step)} per step), "
@@ -34,18 +37,24 @@ def compare(job: Job) -> None:
     assert pair is not None
     # each way once, one step and no decoding, untimed: start-up costs belong to neither
     job.screen.say("warming up both ways, one step each")
-    for method in (None, job.choice.value.with_schedule(Schedule())):
-        _attach(job, method)
+    at_once = replace(job.choice, value=job.choice.value.with_schedule(Schedule()))
+    for choice in (None, at_once):
+        attach(job, choice)
         latent = {**job.arguments, "output_type": "latent"}
+        if "strength" in inspect.signature(job.pipe.__call__).parameters:
+            # a share of one step would be none
+            latent["strength"] = 1.0
         try:
             sample(job.pipe, {**latent, "num_inference_steps": 1}, job.request.seed)
         except ArgumentError:
             # a method may serve one number of steps only
             sample(job.pipe, latent, job.request.seed)
-    _attach(job, None)
+    attach(job, None)
     dense = _timed(job, "dense")
-    _attach(job, job.choice.value)
+    attach(job, job.choice)
     sparse = _timed(job, job.choice.name)
+    if not job.writes:
+        return
     from dit_sparse.metrics import SMALLEST, psnr, ssim
 
     job.screen.say("comparing and writing")
@@ -89,13 +98,6 @@ def steady(dense: Run, sparse: Run) -> bool:
     return max([*dense.steps, *sparse.steps]) <= 2 * usual
 
 
-def _attach(job: Job, method: Any) -> None:
-    if method is None:
-        dit_sparse.disable(job.pipe)
-    else:
-        dit_sparse.enable(job.pipe, method)
-
-
 def _timed(job: Job, label: str) -> Run:
     with job.screen.steps(label) as bar:
         return sample(job.pipe, job.arguments, job.request.seed, bar)
@@ -109,6 +111,7 @@ def _facts(job: Job, run: Run, path: Path) -> dict[str, Any]:
     return {
         "out": str(path),
         "prompt": job.request.prompt,
+        "image": None if job.request.image is None else str(job.request.image),
         "model": job.request.model,
         "pipeline": type(pipe).__name__,
         "method": choice.name,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_sparse.errors import ArgumentError, DitSparseError
+from dit_sparse.errors import ArgumentError, BrokenOutputError, DitSparseError
 
 
 class RunError(Exception):
@@ -152,6 +152,8 @@ def explained() -> Iterator[None]:
 
     try:
         yield
+    except BrokenOutputError as error:
+        raise RunError(str(error)) from error
     except DitSparseError:
         raise
     except torch.OutOfMemoryError as error:

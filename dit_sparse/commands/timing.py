@@ -80,7 +80,7 @@ class Run:
         """
         import torch
 
-        from dit_sparse.bench import plot, table
+        from dit_sparse.bench import table
         from dit_sparse.bench.machine import Timer, facts, measure_limits
         from dit_sparse.bench.results import Result
         from dit_sparse.kernels import attention
@@ -110,25 +110,32 @@ class Run:
                 }:
                     screen.say(table.line(row))
                 result.rows.append(row)
+                # whoever ends a long run keeps what it has
+                self._write(result)
             result.rows += late
         if not any(row.ms is not None for row in result.rows):
             raise RuntimeError(f"nothing was timed: {result.rows[-1].why}")
-        for path, write in ((self.out, result.write), (self.plot, lambda p: plot.write(result, p))):
-            if path is not None:
-                write(path)
-        self._show(result, screen)
+        self._write(result)
+        self.show(result)
         wrong = [row for row in result.rows if row.wrong and row.ours]
         if wrong:
             raise RuntimeError(f"{len(wrong)} not timed; {table.line(wrong[0])}")
 
-    def _show(self, result: Any, screen: Screen) -> None:
-        """Print the result in the form that was asked for."""
+    def _write(self, result: Any) -> None:
+        """Write the rows that there are."""
+        if self.out is not None:
+            result.write(self.out)
+
+    def show(self, result: Any) -> None:
+        """Draw the result and print it in the form that was asked for."""
         from rich import box
         from rich.console import Console
         from rich.table import Table
 
-        from dit_sparse.bench import table
+        from dit_sparse.bench import plot, table
 
+        if self.plot is not None:
+            plot.write(result, self.plot)
         files = [path for path in (self.out, self.plot) if path is not None]
         if self.json:
             print(json.dumps(result.to_dict(), allow_nan=False))
@@ -144,6 +151,7 @@ class Run:
                 shown.add_column(title, justify="right" if right else "left", no_wrap=True)
             for cells in body:
                 shown.add_row(*cells)
+            screen = Screen(self.quiet, self.json)
             # a file or a pipe has no width of its own
             width = None if screen.out.is_terminal else 200
             Console(width=width, highlight=False).print(shown, markup=False)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged, cut, restored
 from dit_sparse.compute.remainder import Drop, Remainder
-from dit_sparse.core import QKV, Context, Plan
+from dit_sparse.core import QKV, Context, Plan, on_device
+from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.attention import block_sparse_attention, kernel
-from dit_sparse.kernels.contract import Cut
+from dit_sparse.kernels.contract import QUANTS, Cut
 from dit_sparse.kernels.lists import pack_lists
 
 # queries that choose for themselves are listed in tiles of this many, with the union of their
@@ -24,22 +25,36 @@ TILE = 128
 class Attend:
     """Exact softmax attention over blocks of level 1; `remainder` stands for those of level 0.
 
-    per_token: the plan's query blocks are single tokens, each with its own choice (VMoBA).
+    per_token: the plan's query blocks are single tokens, each with its own choice (VMoBA). quant:
+    "none", or "fp8" where a kernel takes the call so (see kernels/quant.py), forward only.
     Used by every method but dense.
     """
 
     remainder: Remainder = Drop()
     per_token: bool = False
+    quant: str = "none"
 
+    def __post_init__(self) -> None:
+        if self.quant not in QUANTS:
+            raise ArgumentError(f"quant={self.quant!r} is not known; use {' or '.join(QUANTS)}")
+
+    @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
-        moved = arranged(x, plan.layout, ctx)
+        moved, rows = arranged(x, plan.layout, ctx), plan.layout.q
         columns, tail = self.remainder(moved, plan, ctx)
-        keep, q_blocks, row_mask = plan.level == 1, cut(plan.layout.q), None
-        capacity = plan.capacity
+        q_blocks, row_mask, choice = cut(rows), None, ctx.cache.get("choice")
         if self.per_token:
-            row_mask, q_blocks, capacity = keep, Cut(TILE), None
-            keep = F.pad(keep, (0, 0, 0, -keep.shape[2] % TILE)).unflatten(2, (-1, TILE)).any(3)
-        kv_count, kv_index = pack_lists(keep, capacity, impl=ctx.impl)
+            row_mask, q_blocks = plan.level == 1, Cut(TILE)
+            keep = F.pad(row_mask, (0, 0, 0, -row_mask.shape[2] % TILE))
+            lists = pack_lists(keep.unflatten(2, (-1, TILE)).any(3), impl=ctx.impl)
+        elif choice is not None and choice[0] is plan.level:
+            lists = choice[1:]
+        else:
+            lists = pack_lists(plan.level, plan.capacity, level=1, impl=ctx.impl)
+        # the kernel reads queries where they are, unless something else needs them side by side
+        together = self.per_token or self.remainder.by_block(ctx)
+        order = None if together else rows.order
+        tensors = (moved.q if order is None else x.q, moved.k, moved.v)
         shape = {
             "q_blocks": q_blocks,
             "kv_blocks": cut(plan.layout.kv),
@@ -47,14 +62,19 @@ class Attend:
             "row_mask": row_mask,
             "causal": plan.causal,
         }
+        impl = ctx.impl
         if not torch.compiler.is_compiling():
             # for the report; a compiler could not trace the questions it asks of the device
-            ctx.once("kernel", lambda: kernel(*moved, **shape, impl=ctx.impl))
+            asked = {**shape, "impl": ctx.impl, "quant": self.quant}
+            name, _ = ctx.once("kernel", lambda: kernel(*tensors, **asked))
+            # left to choose, a kernel may leave fp8 out; asked for, it may not
+            impl = name if self.quant == "none" else impl
         out, lse = block_sparse_attention(
-            *moved, kv_count, kv_index, **shape, tail=tail, scale=ctx.scale, impl=ctx.impl
-        )
+            *tensors, *lists, **shape, tail=tail, q_order=order, scale=ctx.scale, impl=impl,
+            quant=self.quant,
+        )  # fmt: skip
         out = self.remainder.finish(out, lse, moved, plan, ctx)
-        return restored(out, plan.layout.q, ctx)
+        return restored(out, rows, ctx) if together else out
 
 
 @dataclass(frozen=True)

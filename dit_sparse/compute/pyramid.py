@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit_sparse.arranged import video_cut
+from dit_sparse.arranged import Arranged, video_cut
 from dit_sparse.compute.remainder import Remainder
-from dit_sparse.core import QKV, Context, Plan
+from dit_sparse.core import Context, Plan
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.contract import Columns
 from dit_sparse.kernels.pyramid import level_lists, pool_groups
@@ -29,7 +29,7 @@ class Pyramid(Remainder):
         if not set(self.factors) <= {2, 4, 8} or list(self.factors) != sorted(set(self.factors)):
             raise ArgumentError(f"factors={self.factors!r} must be some of 2, 4, 8, rising")
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns | None, None]:
+    def __call__(self, x: Arranged, plan: Plan, ctx: Context) -> tuple[Columns | None, None]:
         if not self.factors:
             return None, None
         blocks, factors, most = plan.layout.kv, self.factors, max(self.factors)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dit_sparse.arranged import video_cut, video_map
+from dit_sparse.arranged import Arranged, video_cut, video_map
 from dit_sparse.compute.remainder import Remainder
-from dit_sparse.core import QKV, Context, Plan
+from dit_sparse.core import Context, Plan
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.contract import Columns, per_head
 from dit_sparse.kernels.pool import pool_blocks
@@ -31,14 +31,16 @@ class Rectify(Remainder):
     gapr: bool = True
     bound: bool = False
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns | None, Tensor | None]:
+    def __call__(
+        self, x: Arranged, plan: Plan, ctx: Context
+    ) -> tuple[Columns | None, Tensor | None]:
         if plan.causal:
             raise ArgumentError("causal=True does not go with rectify: its mass counts future keys")
         return None, None
 
-    def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+    def finish(self, out: Tensor, lse: Tensor, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
         rows, cols = plan.layout
-        pooled = video_map(x.q, x.k, plan.layout, self.gapr, ctx)
+        pooled = video_map(x, self.gapr)
         left = plan.level[..., : rows.video, : cols.video] == 0
         if self.gapr:
             left = left & trusted(pooled, bound=self.bound)
@@ -50,4 +52,6 @@ class Rectify(Remainder):
         )
         shift = share @ per_head(values, share.shape[0], share.shape[1])
         gate = 1 - share.sum(-1)
-        return gate_blocks(out, gate, shift, video_cut(rows), rows.video_tokens, impl=ctx.impl)
+        return gate_blocks(
+            out, gate, shift, video_cut(rows), rows.video_tokens, rows.order, impl=ctx.impl
+        )

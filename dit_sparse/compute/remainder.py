@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.arranged import cut, video_cut, video_moments
-from dit_sparse.core import QKV, Context, Plan
+from dit_sparse.arranged import Arranged, block_means, cut, video_cut, video_moments
+from dit_sparse.core import Context, Plan
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.contract import Columns, block_bounds, per_head
 from dit_sparse.kernels.pool import block_ids, pool_blocks
@@ -25,11 +25,17 @@ class Remainder:
     exact blocks: extra key columns and a tail matrix. `finish` may change the kernel's output.
     """
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns | None, Tensor | None]:
+    def __call__(
+        self, x: Arranged, plan: Plan, ctx: Context
+    ) -> tuple[Columns | None, Tensor | None]:
         return None, None
 
-    def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
-        """Return the output [B, H, Sq, Dv], in arranged order, from the kernel's out and lse."""
+    def by_block(self, ctx: Context) -> bool:
+        """Tell whether `finish` needs out and lse, and gives out, in arranged order."""
+        return False
+
+    def finish(self, out: Tensor, lse: Tensor, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
+        """Return the output [B, H, Sq, Dv] from the kernel's out and lse, in the given order."""
         return out
 
 
@@ -48,7 +54,7 @@ class Centroid(Remainder):
     Used by SVG-EAR.
     """
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns, None]:
+    def __call__(self, x: Arranged, plan: Plan, ctx: Context) -> tuple[Columns, None]:
         return _columns(*_means(x, plan, ctx), x, plan), None
 
 
@@ -73,7 +79,7 @@ class Taylor(Remainder):
         if self.first_order not in ("global", "block"):
             raise ArgumentError(f"first_order={self.first_order!r} must be 'global' or 'block'")
 
-    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> tuple[Columns, Tensor | None]:
+    def __call__(self, x: Arranged, plan: Plan, ctx: Context) -> tuple[Columns, Tensor | None]:
         if self.order == 0 or self.first_order == "block":
             return _columns(*_means(x, plan, ctx), x, plan), None
         if plan.causal:
@@ -81,24 +87,27 @@ class Taylor(Remainder):
                 "order=1 uses one covariance of all keys, also future ones; "
                 "causal attention needs order=0 or first_order='block'"
             )
-        moments = video_moments(x.k, x.v, plan.layout.kv, ctx)
+        moments = video_moments(x)
         tokens = plan.layout.kv.video_tokens
         return _columns(moments.k, moments.v, x, plan), moments.covariance / tokens
 
-    def finish(self, out: Tensor, lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
-        if self.order == 0 or self.first_order == "global":
+    def by_block(self, ctx: Context) -> bool:
+        return self.order == 1 and self.first_order == "block"
+
+    def finish(self, out: Tensor, lse: Tensor, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
+        if not self.by_block(ctx):
             return out
         return (out + _per_block(lse, x, plan, ctx)).to(out.dtype)
 
 
-def _means(x: QKV, plan: Plan, ctx: Context) -> tuple[Tensor, Tensor]:
+def _means(x: Arranged, plan: Plan, ctx: Context) -> tuple[Tensor, Tensor]:
     """Return the mean key and value of each video block, float32 or wider.
 
     What the stages before have computed, moments, pooled keys or centroids, is not computed again.
     """
     blocks = plan.layout.kv
     if "moments" in ctx.cache:
-        moments = video_moments(x.k, x.v, blocks, ctx)
+        moments = video_moments(x)
         return moments.k, moments.v
     cut, tokens = video_cut(blocks), blocks.video_tokens
     wide = torch.promote_types(x.k.dtype, torch.float32)
@@ -110,6 +119,8 @@ def _means(x: QKV, plan: Plan, ctx: Context) -> tuple[Tensor, Tensor]:
             return found
         return pool_blocks(t[:, :, :tokens], cut, dtype=wide, impl=ctx.impl)
 
+    if "block means" in ctx.cache:
+        return block_means(x)[1], mean("v", x.v)
     return ctx.once("pooled keys", lambda: mean("k", x.k)), mean("v", x.v)
 
 
@@ -125,14 +136,14 @@ def _seen(plan: Plan) -> Tensor:
     return seen & (cols[..., None, 1 : video + 1] <= first)
 
 
-def _columns(k: Tensor, v: Tensor, x: QKV, plan: Plan) -> Columns:
+def _columns(k: Tensor, v: Tensor, x: Arranged, plan: Plan) -> Columns:
     """Return one column per video block [B, Hkv, N, D], seen where the plan's level is 0."""
     blocks = plan.layout.kv
     bias = blocks.sizes(x.k.device)[..., : blocks.video].to(torch.float32).log()
     return Columns(k.to(x.k.dtype), v.to(x.v.dtype), bias, _seen(plan))
 
 
-def _per_block(lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+def _per_block(lse: Tensor, x: Arranged, plan: Plan, ctx: Context) -> Tensor:
     """Return sum_j e_tj / Z_t * scale * q_t H_j over the seen columns, [B, H, Sq, Dv].
 
     The kernel's lse holds Z: e_tj / Z_t = exp(scale * q_t kbar_j - lse_t). Some blocks at a time:
@@ -160,7 +171,7 @@ def _per_block(lse: Tensor, x: QKV, plan: Plan, ctx: Context) -> Tensor:
     return total.view(batch, heads, rows, -1)
 
 
-def _covariances(x: QKV, mean: Tensor, start: Tensor, end: Tensor, size: int) -> Tensor:
+def _covariances(x: Arranged, mean: Tensor, start: Tensor, end: Tensor, size: int) -> Tensor:
     """Return H_j = sum_n (k_n - kbar_j)^T v_n of the blocks [start, end), [B, Hkv, J, D, Dv]."""
     at = start[..., None] + torch.arange(size, device=start.device)
     outside = (at >= end[..., None])[..., None]

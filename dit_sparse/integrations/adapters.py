@@ -22,6 +22,10 @@ from dit_sparse.errors import UnsupportedModelError
 Sizes = tuple[int, int, int, int, int]
 
 
+# the names that pipelines have for their transformers
+COMPONENTS = ("transformer", "transformer_2", "unconditional_transformer")
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One transformer family, as data; rows stand in `pipelines/`, in a tuple named `ADAPTERS`.

@@ -12,7 +12,8 @@ from torch import nn
 from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError
 from dit_sparse.integrations import seam
-from dit_sparse.integrations.adapters import find, unsupported
+from dit_sparse.integrations.adapters import COMPONENTS, find, unsupported
+from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
 from dit_sparse.kernels.attention import IMPLS
@@ -24,8 +25,6 @@ from dit_sparse.schedule import Schedule
 from dit_sparse.weights import check_weights
 
 M = TypeVar("M")
-# the names that pipelines have for their transformers
-COMPONENTS = ("transformer", "transformer_2", "unconditional_transformer")
 _last: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
@@ -35,27 +34,42 @@ def enable(
     *,
     schedule: Schedule | None = None,
     impl: str = "auto",
+    quant: str = "none",
+    guard: float | None = None,
     **params: Any,
 ) -> M:
     """Make the self-attention of a pipeline or transformer sparse, in place; twice replaces.
 
     method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`). A name takes
     the settings that its paper gives for this model, where a profile is shipped (`report` says so);
-    `params` take precedence. schedule: instead of the method's own. impl: kernel implementation,
-    as in `attention`. Settings that do not fit the model raise here and leave it as it was; those
-    that do not fit the size or the steps of a generation raise at its first attention call.
+    `params` take precedence. schedule: instead of the method's own. impl, quant: kernel and number
+    format, as in `attention`. guard: the largest relative error of a layer, such as 0.05, estimated
+    from some query rows that are computed exactly as well (at most 2 % of the time): a layer above
+    it is dense for the rest of a generation, and `report` tells. Not for a model trained with its
+    method, which has no use for dense attention. Settings that do not fit the model raise here and
+    leave it as it was; those that do not fit the size or the steps of a generation raise at its
+    first attention call.
     """
     # everything that can fail comes first: no model is left half enabled
     name = model_name(model)
     if name and isinstance(method, str) and not method.endswith(".toml"):
         method = shipped_for(name, method) or method
-    value, label, profile = _build(method, schedule, params)
+    value, label, profile = _build(method, schedule, quant, params)
+    if value.schedule.phase:
+        raise ArgumentError(
+            f"method={label!r} is for language models: see dit_sparse.integrations.transformers"
+        )
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    watched = None if guard is None else Guard(guard, value.schedule)
     found = [(name, root, find(root, model)) for name, root in _transformers(model).items()]
     counts = {}
     for name, root, adapter in found:
         seam.check(root, adapter)
+        if watched is not None and seam.is_shared(root, adapter):
+            raise ArgumentError(
+                f"guard={guard:g} goes without context parallelism: a process sees its heads alone"
+            )
         layers = adapter.layers(root)
         counts[name] = len(layers)
         value.check(len(layers), adapter.heads(layers))
@@ -63,7 +77,7 @@ def enable(
     if profile is not None and not profile.model:
         profile = replace(profile, model=type(found[0][1]).__name__)
     disable(model)
-    session = Session(model, label, value, profile, impl)
+    session = Session(model, label, value, profile, impl, watched)
     for name, root, adapter in found:
         seam.attach(root, name, adapter, session)
         _last[root] = session
@@ -102,6 +116,8 @@ def report(model: Any) -> Report:
     if share and session.clock.step >= 0 and not session.clock.steps:
         notes.append(f"number of steps unknown: shares of the steps are shares of {ASSUMED_STEPS}")
     counts = {part.name: len(part.dense) for part in session.parts}
+    guarded = session.guarded()
+    notes += [str(event) for event in guarded.events] if guarded else []
     return Report(
         session.model,
         session.label,
@@ -111,6 +127,7 @@ def report(model: Any) -> Report:
         cells,
         dict(session.implementations),
         tuple(notes),
+        guarded,
     )
 
 
@@ -143,7 +160,10 @@ def _origin(profile: Profile | None) -> list[str]:
 
 
 def _build(
-    method: str | Path | Method | Profile, schedule: Schedule | None, params: dict[str, Any]
+    method: str | Path | Method | Profile,
+    schedule: Schedule | None,
+    quant: str,
+    params: dict[str, Any],
 ) -> tuple[Method, str, Profile | None]:
     """Return the method, its label, and the profile that would build it again."""
     if schedule is not None and not isinstance(schedule, Schedule):
@@ -156,7 +176,7 @@ def _build(
                 f"{next(iter(params))!r} was given with a Method value; build it with "
                 "dit_sparse.get(name, ...) instead"
             )
-        return method.with_schedule(schedule), repr(method), None
+        return method.with_schedule(schedule).with_quant(quant), repr(method), None
     if isinstance(method, str):
         value = get(method, **params)
         method = Profile("", method, params)
@@ -173,8 +193,11 @@ def _build(
         layers = layers if isinstance(layers, int) else list(layers)
         when = {"dense_steps": schedule.dense_steps, "dense_layers": layers}
         method = replace(method, schedule=when)
+    if quant != "none":
+        value, method = value.with_quant(quant), replace(method, quant=quant)
     shown = ", ".join(f"{name}={value!r}" for name, value in method.params.items())
     label = f"{method.method}({shown})" if shown else method.method
+    label += "" if method.quant == "none" else f" in {method.quant}"
     return value.with_schedule(schedule), label, method
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dit_sparse.errors import ArgumentError, DitSparseError
+from dit_sparse.integrations.adapters import COMPONENTS
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ def started() -> Processes:
         raise ArgumentError(f"{told} in the environment are no numbers") from None
 
 
-def join(device: torch.device) -> torch.device:
-    """Meet the other processes; return the device of this one, its own GPU or the CPU."""
+def join(kind: str) -> torch.device:
+    """Meet the other processes; return the device of this one: its own GPU, or the CPU."""
+    device = torch.device(kind)
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
@@ -61,20 +64,24 @@ def share(pipe: Any, processes: Processes, device: torch.device) -> None:
     Before `dit_sparse.enable`, which takes the sharing over. Raises for classes that the host
     cannot split.
     """
-    from diffusers import ContextParallelConfig
+    host: Any = importlib.import_module("diffusers")
+    if not hasattr(host, "ContextParallelConfig"):
+        raise DitSparseError(
+            f"diffusers {host.__version__} has no context parallelism; install 0.36 or newer"
+        )
 
     # unequal shares need a collective that gloo has not
     anything = {"ulysses_anything": True} if device.type == "cuda" else {}
-    for name in ("transformer", "transformer_2"):
+    for name in COMPONENTS:
         part = getattr(pipe, name, None)
         if part is None:
             continue
         if getattr(part, "_cp_plan", None) is None:
             raise DitSparseError(
-                f"{type(part).__name__} cannot be split over {processes.ranks} processes: diffusers "
-                "has no plan for it; start one process, or give many prompts with --prompts"
+                f"{type(part).__name__} cannot be split over {processes.ranks} processes: "
+                "diffusers has no plan for it; start one, or give many prompts with --prompts"
             )
-        config = ContextParallelConfig(ulysses_degree=processes.ranks, **anything)
+        config = host.ContextParallelConfig(ulysses_degree=processes.ranks, **anything)
         with _devices(processes, device):
             part.enable_parallelism(config=config)
 

@@ -51,10 +51,10 @@ try:
     # these honour a mask
     MASKED = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
     # before 0.36 there was no context parallelism to support
-    _shares = "supports_context_parallel"
-    _known = inspect.signature(_AttentionBackendRegistry.register).parameters
-    register_backend = _AttentionBackendRegistry.register(
-        BACKEND, **({_shares: True} if _shares in _known else {})
+    _register: Any = _AttentionBackendRegistry.register
+    _shares = "supports_context_parallel" in inspect.signature(_register).parameters
+    register_backend = _register(
+        BACKEND, **({"supports_context_parallel": True} if _shares else {})
     )
 except (ImportError, AttributeError, TypeError) as error:
     raise DitSparseError(
@@ -98,7 +98,8 @@ def attach(root: nn.Module, name: str, adapter: Adapter, session: Session) -> No
     part = Part(name, adapter, dense, ulysses=_ulysses(layers), shard=_shard(root))
     ctx = session.add(part)
     hook = RootHook(session, root, adapter, ctx)
-    part.context, part.lost = hook.host_context, partial(_lost, weakref.ref(root))
+    part.context = partial(_host_context, weakref.ref(hook))
+    part.lost = partial(_lost, weakref.ref(root))
     HookRegistry.check_if_exists_or_initialize(root).register_hook(hook, HOOK)
     hook.forward = root.forward
     for number, layer in enumerate(layers):
@@ -116,6 +117,12 @@ def lost(root: nn.Module) -> tuple[int, int]:
     """Return how many layers do not lead to us any more, and how many should."""
     layers = _layers(root)
     return sum(not _is_ours(layer) for layer in layers), len(layers)
+
+
+def _host_context(hook: Callable[[], RootHook | None]) -> Any:
+    """Return the host's context as told by a hook that the session must not keep alive."""
+    found = hook()
+    return None if found is None else found.host_context()
 
 
 def _lost(root: Callable[[], nn.Module | None]) -> tuple[int, int]:
@@ -160,6 +167,11 @@ def _ulysses(layers: list[Any]) -> Ulysses | None:
     return Ulysses(mesh.get_local_rank(), mesh.size(), mesh.get_group())
 
 
+def is_shared(root: nn.Module, adapter: Adapter) -> bool:
+    """Return whether several processes share the sequences of a transformer."""
+    return _context_parallel(adapter.layers(root)) is not None
+
+
 def _shard(root: Any) -> tuple[int, int]:
     """Return (rank, ranks) of tensor parallelism, where each process has heads of its own."""
     config = getattr(root, "_parallel_config", None)
@@ -180,6 +192,8 @@ class RootHook(ModelHook):
         self.state_manager = StateManager(cast(Any, BaseState))
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        # an exception in a layer leaves it there
+        now.call = None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         ids = self.adapter.positions(given)
         sizes = list(self.adapter.sizes(module, given))
@@ -202,11 +216,13 @@ class RootHook(ModelHook):
 class _Layer:
     """What `enable` did to an attention module: what it replaced, the hooks it added.
 
-    processor: the original one, None when there is none. backend: its value.
+    processor: the original one, None when there is none. backend: its value. replaced: the
+    processor that took its place, None when none did.
     """
 
     processor: Any
     backend: Any
+    replaced: Any
     hooks: tuple[Any, ...]
 
     @classmethod
@@ -224,9 +240,10 @@ class _Layer:
         # layer, and `compile_repeated_blocks` would compile every one of them
         hooks = (module.register_forward_pre_hook(_inside), module.register_forward_hook(_outside))
         before, backend = getattr(module, "processor", None), _dense_backend(module)
-        module._dit_sparse_layer = cls(before, backend, hooks)
-        if adapter.processor is not None:
-            module.processor = adapter.processor(before)
+        replaced = None if adapter.processor is None else adapter.processor(before)
+        module._dit_sparse_layer = cls(before, backend, replaced, hooks)
+        if replaced is not None:
+            module.processor = replaced
         owner = getattr(module, "processor", module)
         if hasattr(owner, "_attention_backend") and not adapter.captured:
             owner._attention_backend = BACKEND
@@ -235,14 +252,14 @@ class _Layer:
             _introduce(type(owner))
 
     def disable(self, module: Any) -> None:
-        if _is_ours(module):
-            owner = getattr(module, "processor", module)
-            if is_captured(owner):
-                release(owner)
-            elif owner is self.processor:
-                owner._attention_backend = self.backend
-            else:
-                module.processor = self.processor
+        # what the user put there meanwhile stays
+        owner = getattr(module, "processor", module)
+        if self.replaced is not None and owner is self.replaced:
+            module.processor = self.processor
+        elif is_captured(owner):
+            release(owner)
+        elif owner is self.processor and owner._attention_backend is BACKEND:
+            owner._attention_backend = self.backend
         for hook in self.hooks:
             hook.remove()
         del module._dit_sparse, module._dit_sparse_layer
@@ -322,6 +339,12 @@ def _attend(
     part, of = session.parts[int(ctx[1])], Sequence(*ctx[4:9].tolist())
     tokens, heads = q.shape[1:3]
     if part.ulysses is not None:
+        if of.after or (of.before and part.adapter.text != "prefix"):
+            # box and extra tokens are one tensor to the host, which cuts it without knowing
+            raise DitSparseError(
+                f"{session.model} with {of.before + of.after} tokens beside those of the grid "
+                "(references, conditions) is not supported under context parallelism"
+            )
         q, k, v = (part.ulysses.gather(x, of) for x in (q, k, v))
         mask = None if mask is None else part.ulysses.gather_mask(mask, of)
     out = session.attend(q, k, v, number, ctx, scale, mask, causal, part.heads(heads))

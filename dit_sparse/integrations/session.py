@@ -18,10 +18,11 @@ from dit_sparse.core import QKV, Context, Grid, Heads, Method, Plan
 from dit_sparse.errors import BrokenOutputError
 from dit_sparse.integrations.adapters import Adapter, box
 from dit_sparse.integrations.clock import Clock
+from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.parallel import Ulysses
 from dit_sparse.integrations.sequence import REST, Group, Sequence, groups, valid_tokens
 from dit_sparse.profile import Profile
-from dit_sparse.reporting import Cell, Progress
+from dit_sparse.reporting import Cell, Guarded, Progress
 from dit_sparse.weights import layer_weights
 
 # a share of the steps (dense_steps=0.25) needs their number; where no pipeline tells it, this one
@@ -101,10 +102,16 @@ class Session:
     """
 
     def __init__(
-        self, model: Any, label: str, method: Method, profile: Profile | None, impl: str
+        self,
+        model: Any,
+        label: str,
+        method: Method,
+        profile: Profile | None,
+        impl: str,
+        guard: Guard | None = None,
     ) -> None:
         self.model, self.label, self.method = type(model).__name__, label, method
-        self.profile, self.impl = profile, impl
+        self.profile, self.impl, self.guard = profile, impl, guard
         self.pipe = weakref.ref(model)
         self.parts: list[Part] = []
         self.clock = Clock()
@@ -155,10 +162,12 @@ class Session:
             self.states.clear()
             self.tallies.clear()
             self.boxes.clear()
+            if self.guard is not None:
+                self.guard.reset()
         elif before[1] == 0 != step:
             self._warn_if_lost()
         if (generation, step) != before:
-            self._stop_if_broken()
+            self._look_back()
         if ids is not None:
             sizes = self._placed(part, ids, sizes)
         ctx[2:] = torch.tensor([step, self.clock.steps, *sizes, branch])
@@ -214,7 +223,7 @@ class Session:
         if not isinstance(found, str):
             for group in found:
                 self._check(part, heads.total, steps, group.grid)
-            found = self._why_dense(layer, step, steps) or found
+            found = self._why_dense(part, layer, step, steps) or found
         tally = self.tallies.setdefault((part, layer, step), Tally())
         tally.calls += 1
         if isinstance(found, str):
@@ -263,6 +272,8 @@ class Session:
         out = self.method.compute(x, plan, call)
         # a channel of every token is enough: what is not finite spreads in the next layer
         self.seen.append((at, x.v[..., 0].sum(), out[..., 0].sum()))
+        if self.guard is not None:
+            self.guard.look(x, out, at.part, call)
         if self.watch is not None:
             self.watch(Call(part.name, at.layer, at.step, at.branch, x, plan, out, call))
         if "kernel" in call.cache:
@@ -304,13 +315,19 @@ class Session:
             self.method.check(len(self.parts[part].dense), heads, steps, grid)
             self.checked.add(setting)
 
-    def _why_dense(self, layer: int, step: int, steps: int) -> str:
-        """Return the reason why the schedule makes a call dense, "" when it does not."""
+    def _why_dense(self, part: int, layer: int, step: int, steps: int) -> str:
+        """Return why the schedule or the guard makes a call dense, "" when they do not."""
         schedule = self.method.schedule
         if schedule.at(layer, step, steps) == "dense":
             early = step < schedule.first_sparse_step(steps)
             return "schedule: a dense first step" if early else "schedule: a dense layer"
-        return ""
+        return "" if self.guard is None else self.guard.why_dense(part, layer)
+
+    def _look_back(self) -> None:
+        """Read what the sparse calls since the last look left on the device."""
+        self._stop_if_broken()
+        if self.guard is not None:
+            self.guard.judge()
 
     def _stop_if_broken(self) -> None:
         """Raise when a sparse call since the last look gave numbers that are not finite.
@@ -339,7 +356,11 @@ class Session:
         """Free the state; the next call starts a new generation."""
         self.clock.ended = True
         self.states.clear()
-        self._stop_if_broken()
+        self._look_back()
+
+    def guarded(self) -> Guarded | None:
+        """Return what the guard saw, None when it is off; waits for the device."""
+        return None if self.guard is None else self.guard.told([part.name for part in self.parts])
 
     def cells(self, step: int | None = None) -> tuple[Cell, ...]:
         """Return what was counted, for one step or all; waits for the device."""

@@ -31,6 +31,8 @@ from dit_sparse.parameters import as_tuples
 from dit_sparse.registry import entry, get
 from dit_sparse.schedule import Schedule
 
+# the label of what all cases are set against
+DENSE = "dense"
 REMAINDERS = {"drop": Drop, "centroid": Centroid}
 CASE = ("label", "method", "params", "remainder")
 CLAIM = ("says", "better", "other")
@@ -61,8 +63,24 @@ class Case:
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"case {self.label!r} cannot be built: {error}") from error
         if self.remainder:
-            method = replace(method, compute=Attend(REMAINDERS[self.remainder]()))
+            method = replace(method, compute=self._with_remainder(method))
         return method.with_schedule(self.schedule)
+
+    def _with_remainder(self, method: Method) -> Attend:
+        """Return the method's attention with the case's remainder and all else as it was."""
+        compute, what = method.compute, f"case {self.label!r}: remainder={self.remainder!r}"
+        if not isinstance(compute, Attend):
+            kind = type(compute).__name__
+            raise ArgumentError(
+                f"{what} needs a method that computes with Attend, such as pisa; "
+                f"{self.method} computes with {kind}"
+            )
+        if compute.per_token and self.remainder != "drop":
+            raise ArgumentError(
+                f"{what} needs blocks of queries, and {self.method} chooses for every query; "
+                "use drop, or leave it out"
+            )
+        return replace(compute, remainder=REMAINDERS[self.remainder]())
 
     @property
     def series(self) -> str:
@@ -100,6 +118,21 @@ def at_budgets(
     return found
 
 
+def check_labels(cases: Iterable[Case], where: str = "") -> None:
+    """Raise unless each case has a label of its own, and none that of the dense row."""
+    labels = [case.label for case in cases]
+    if DENSE in labels:
+        raise ArgumentError(
+            f"{where}a case is called {DENSE!r}, the name of what all cases are set against; "
+            "give it another label"
+        )
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ArgumentError(
+            f"{where}two cases are called {twice[0]!r}; give one another label or leave it out"
+        )
+
+
 def read(path: Path) -> tuple[list[Case], list[Claim]]:
     """Return the cases and claims of a TOML file."""
     try:
@@ -131,10 +164,8 @@ def read(path: Path) -> tuple[list[Case], list[Claim]]:
         cases.append(case)
     if not cases:
         raise ArgumentError(f"{where} holds no [[case]]")
+    check_labels(cases, f"{where}: ")
     labels = [case.label for case in cases]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ArgumentError(f"{where}: two cases are called {twice[0]!r}; give them labels")
     claims = []
     for number, row in enumerate(_tables(told, "claim", where), 1):
         _known(row, CLAIM, f"{where}: claim {number}")

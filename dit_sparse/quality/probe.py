@@ -10,11 +10,12 @@ For sampled query rows t of a head, with p_t = softmax(scale q_t K^T) over all k
     kept  = mean_t sum_j p_tj [level(t, j) = 1], and the same for pooled levels
 
 Memory: a few query rows times the keys at once, never all queries times all keys. Nothing here
-waits for the device. Users: `eval`, `inspect`, the search, the guard.
+waits for the device. Users: `eval`, `inspect`, the search.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from dit_sparse.arranged import cut
 from dit_sparse.core import QKV, Blocks, Context, Plan
+from dit_sparse.errors import BrokenOutputError
 from dit_sparse.integrations.session import Call
 from dit_sparse.kernels.contract import per_head
 from dit_sparse.kernels.pool import block_ids
@@ -174,7 +176,10 @@ class Ledger:
         self.found[call.part, call.layer, call.step].append(layer)
 
     def layers(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return by transformer and layer the mean error and the mean kept mass of its calls."""
+        """Return by transformer and layer the mean error and the mean kept mass of its calls.
+
+        Raises BrokenOutputError where one is not finite.
+        """
         calls: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         for (part, layer, _), readings in self.found.items():
             calls[part, layer] += readings
@@ -182,7 +187,14 @@ class Ledger:
         for (part, layer), readings in sorted(calls.items()):
             values = torch.stack(readings).mean(0).tolist()
             names = ("error", "recall", "pooled")
-            told.setdefault(part, {})[str(layer)] = dict(zip(names, values, strict=True))
+            named: dict[str, float] = dict(zip(names, values, strict=True))
+            for name, value in named.items():
+                if not math.isfinite(value):
+                    raise BrokenOutputError(
+                        f"layer {layer} of {part}: attention {name} is {value}: its output is not "
+                        "finite, or all zero without the method; probes=0 leaves attention out"
+                    )
+            told.setdefault(part, {})[str(layer)] = named
         return told
 
     def means(self) -> dict[str, float]:

@@ -13,7 +13,6 @@ from dit_sparse.media import part_file, publish
 from dit_sparse.quality.cases import Claim
 from dit_sparse.quality.intervals import Mean, Video, difference, mean
 
-DENSE = "dense"
 FORMAT = 1
 # the value of a video that equals the dense one: no number of dB is large enough
 MOST_DB = 100.0
@@ -35,6 +34,11 @@ class Row:
     def target(self) -> float | None:
         """The density that the budget was moved to, None when it was left alone."""
         return self.facts.get("target")
+
+    @property
+    def keep(self) -> float | None:
+        """The budget as it was given, None where it was moved to a target or has no name."""
+        return self.facts.get("params", {}).get("keep") if self.target is None else None
 
     @property
     def series(self) -> str:
@@ -76,13 +80,15 @@ class Result:
             return mean({v: plain[v] / t for v, t in times.items() if v in plain and t > 0})
         return mean(own) if name == metric else difference(own, dense)
 
-    def between(self, claim: Claim, target: float | None, metric: str) -> Mean | None:
-        """Return the paired difference of a claim's two cases, None unless both were measured."""
-        found = {r.series: r for r in self.sparse if r.target == target}
-        if claim.better not in found or claim.other not in found:
-            return None
-        pair = (found[name].values.get(metric, {}) for name in (claim.better, claim.other))
-        return difference(*pair)
+    def pairs(self, claim: Claim) -> list[tuple[Row, Row]]:
+        """Return a claim's two cases at each budget at which both were measured, largest first."""
+        found = {(row.series, row.target, row.keep): row for row in self.sparse}
+        pairs = [
+            (row, found[claim.other, target, keep])
+            for (series, target, keep), row in found.items()
+            if series == claim.better and (claim.other, target, keep) in found
+        ]
+        return sorted(pairs, key=lambda p: (p[0].target or 0, p[0].keep or 0), reverse=True)
 
     def front(self, gain: str = "psnr", cost: str = "seconds") -> list[Row]:
         """Return the sparse rows that no other beats in both, the fastest first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import dit_sparse
@@ -18,12 +18,13 @@ from dit_sparse import metrics
 from dit_sparse.errors import ArgumentError
 from dit_sparse.quality import lpips
 from dit_sparse.quality.budget import calibrate, sparse_density
-from dit_sparse.quality.cases import Case, Claim
+from dit_sparse.quality.cases import DENSE, Case, Claim, check_labels
 from dit_sparse.quality.intervals import Video
 from dit_sparse.quality.probe import ROWS, Ledger
-from dit_sparse.quality.results import DENSE, MOST_DB, Result, Row
-from dit_sparse.quality.store import Store, key_of
+from dit_sparse.quality.results import MOST_DB, Result, Row
+from dit_sparse.quality.store import Store, contents, key_of
 from dit_sparse.quality.watch import watching
+from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
 
 LATENT = {"output_type": "latent"}
@@ -85,7 +86,8 @@ class Evaluation:
     failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.what = {case.label: (repr(case.build()), case.target) for case in self.cases}
+        check_labels(self.cases)
+        self.what = {case.label: _what(case) for case in self.cases}
         self.warm: set[str] = set()
         self.took: dict[str, list[float]] = {}
 
@@ -153,10 +155,7 @@ class Evaluation:
             self._warm_up(label, video)
             dit_sparse.enable(self.pipe, method)
             run = self.sample(*video)
-            report = dit_sparse.report(self.pipe)
-            if not report.sparse_calls:
-                why = next(iter(report.reasons), "no self-attention call arrived")
-                raise ArgumentError(f"every call was dense: {why}")
+            report = self._report()
             values = self._values(run, plain, video)
             values |= {"density": sparse_density(report), "density_all": report.density}
             self._keep(label, video, run, values)
@@ -167,6 +166,14 @@ class Evaluation:
                 self.sample(*video, **LATENT)
             record = {"case": label, "values": ledger.means(), "layers": ledger.layers()}
             self.store.add(self._key(label, video, "probe", self.rows), record)
+
+    def _report(self) -> Report:
+        """Return the report of the generation that just ran; raise if no call of it was sparse."""
+        report = dit_sparse.report(self.pipe)
+        if not report.sparse_calls:
+            why = next(iter(report.reasons), "no self-attention call arrived")
+            raise ArgumentError(f"every call was dense: {why}")
+        return report
 
     def _warm_up(self, label: str, video: Video) -> None:
         """Run one step untimed where it is the first: start-up costs belong to no case."""
@@ -211,12 +218,15 @@ class Evaluation:
         if self.store.get(key) is None:
 
             def measure(keep: float) -> float:
-                dit_sparse.enable(self.pipe, case.build(keep))
+                # so few steps would all be dense where the schedule counts its dense ones
+                method = case.build(keep)
+                always = method.with_schedule(replace(method.schedule, dense_steps=0))
+                dit_sparse.enable(self.pipe, always)
                 try:
                     self.sample(*video, **CALIBRATION)
                 except ArgumentError:
                     self.sample(*video, **LATENT)
-                return sparse_density(dit_sparse.report(self.pipe))
+                return sparse_density(self._report())
 
             found = calibrate(case.target, measure)
             self.store.add(key, {"case": case.label, **found._asdict()})
@@ -279,6 +289,13 @@ class Evaluation:
         left = sum(usual(label) for _, label in self.plan)
         note = f"{label}  {seconds:.1f} s, about {_span(left)} left" if self.plan else label
         self.hooks.tell(self.total - len(self.plan), self.total, note)
+
+
+def _what(case: Case) -> tuple[Any, ...]:
+    """Return what the values of a case depend on: its method, target and learned tensors."""
+    method = case.build()
+    learned = [contents(method.weights)] if method.weights else []
+    return (repr(method), case.target, *learned)
 
 
 def _span(seconds: float) -> str:

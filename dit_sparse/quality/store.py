@@ -6,8 +6,11 @@ off is passed over. Lines of other settings stay where they are and are never re
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,23 @@ class Store:
             file.write(("\n" if self.broken else "") + line + "\n")
         self.broken = False
         self.records[key] = record
+
+
+def contents(path: str) -> list[tuple[str, int, str]]:
+    """Return name, size in bytes and SHA-256 of a file; `{part}` in the path stands for anything.
+
+    Empty where there is no such file.
+    """
+    pattern = glob.escape(os.path.expanduser(path)).replace("{part}", "*")
+    found = [(name, os.stat(name)) for name in sorted(glob.glob(pattern)) if os.path.isfile(name)]
+    return [(name, at.st_size, _digest(name, at.st_size, at.st_mtime_ns)) for name, at in found]
+
+
+@lru_cache(maxsize=64)
+def _digest(name: str, size: int, changed: int) -> str:
+    """Return the SHA-256 of a file, read once until its size or time of change is another."""
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_of(*parts: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil
 
-from dit_sparse.quality.intervals import Mean
+from dit_sparse.quality.intervals import Mean, difference
 from dit_sparse.quality.results import Result, Row
 
 LAYERS = 12  # columns of the table by layer; more layers are averaged in groups
@@ -130,19 +130,22 @@ def _by_group(told: dict[str, dict[str, float]], groups: list[list[int]], key: s
 
 def claims(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return the titles and the cells of the paired differences that were asked for."""
-    titles = ["claim", "density", "difference in PSNR, dB", "in attention error", ""]
+    titles = ["claim", "density", "keep", "difference in PSNR, dB", "in attention error", ""]
     cells = []
     for claim in result.claims:
-        for target in targets(result):
-            found = result.between(claim, target, "psnr")
+        for pair in result.pairs(claim):
+            better, other = (row.values for row in pair)
+            found = difference(better.get("psnr", {}), other.get("psnr", {}))
             if found is not None:
                 says = "open"
                 if found.sure:
                     says = "confirmed" if found.value > 0 else "contradicted"
-                error = shown(result.between(claim, target, "error"), "+.4f")
-                density = "" if target is None else f"{target:g}"
-                cells.append([claim.says, density, shown(found, "+.2f"), error, says])
-    return titles, cells
+                error = shown(difference(better.get("error", {}), other.get("error", {})), "+.4f")
+                budget = ["" if b is None else f"{b:g}" for b in (pair[0].target, pair[0].keep)]
+                cells.append([claim.says, *budget, shown(found, "+.2f"), error, says])
+    # a kind of budget that no pair has needs no column
+    used = [i for i in range(len(titles)) if i not in (1, 2) or any(row[i] for row in cells)]
+    return [titles[i] for i in used], [[row[i] for i in used] for row in cells]
 
 
 def targets(result: Result) -> list[float | None]:

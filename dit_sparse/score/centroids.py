@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dit_sparse.arranged import arranged, video_cut
+from dit_sparse.arranged import arranged, block_means, video_cut
 from dit_sparse.core import QKV, Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.pool import pool_blocks
 from dit_sparse.kernels.probe import probe_error
+from dit_sparse.kernels.scores import pooled_scores
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class CentroidMass:
         q, k = centroids(x, layout, ctx)
 
         def make() -> Tensor:
-            keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-            scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-            return (scale * q @ keys.mT + layout.kv.video_sizes(q).log()).softmax(-1)
+            cut, tokens = video_cut(layout.kv), layout.kv.video_tokens
+            return pooled_scores(
+                q, k, scale=ctx.scale, cut=cut, tokens=tokens, softmax=True, impl=ctx.impl
+            )
 
         return ctx.once("centroid mass", make)
 
@@ -53,7 +54,7 @@ class ProbedError:
         CentroidMass()(x, layout, ctx)
         q, k_mean = centroids(x, layout, ctx)
         moved, tokens, cut = arranged(x, layout, ctx), layout.kv.video_tokens, video_cut(layout.kv)
-        k, v = (t.detach()[:, :, :tokens] for t in moved[1:])
+        k, v = (t.detach()[:, :, :tokens] for t in (moved.k, moved.v))
         values = self.probe == "value"
         # the key-only form reads no values; a view of the keys stands in
         v_mean = k_mean
@@ -76,10 +77,7 @@ def centroids(x: QKV, layout: Layout, ctx: Context) -> tuple[Tensor, Tensor]:
     """
 
     def pooled(side: int) -> Tensor:
-        tokens, blocks = arranged(x, layout, ctx)[side].detach(), layout[side]
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        tokens = tokens[:, :, : blocks.video_tokens]
-        return pool_blocks(tokens, video_cut(blocks), dtype=wide, impl=ctx.impl)
+        return block_means(arranged(x, layout, ctx))[side].detach()
 
     return (
         ctx.once("q centroids", lambda: pooled(0)),

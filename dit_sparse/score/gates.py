@@ -21,9 +21,9 @@ class TokenGate:
     """
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        q, k, _ = arranged(x, layout, ctx)
-        q = q[:, :, : layout.q.video_tokens].detach()
-        k = k[:, :, : layout.kv.video_tokens].detach()
+        moved = arranged(x, layout, ctx)
+        q = moved.q[:, :, : layout.q.video_tokens].detach()
+        k = moved.k[:, :, : layout.kv.video_tokens].detach()
         wide = torch.promote_types(q.dtype, torch.float32)
         keys = pool_blocks(k, video_cut(layout.kv), dtype=wide, impl=ctx.impl)
         group = q.shape[1] // k.shape[1]

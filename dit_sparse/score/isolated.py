@@ -31,5 +31,4 @@ class Isolated:
                 "causal=True does not go with shares of the whole row, which count future keys; "
                 "use a causal method, e.g. 'sla'"
             )
-        q, k, _ = arranged(x, layout, ctx)
-        return video_map(q, k, layout, self.spread, ctx).share
+        return video_map(arranged(x, layout, ctx), self.spread).share

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_sparse.arranged import arranged, video_cut
+from dit_sparse.arranged import arranged, block_means
 from dit_sparse.core import QKV, Context, Layout
-from dit_sparse.kernels.pool import pool_blocks
+from dit_sparse.kernels.scores import pooled_scores
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,23 @@ class MappedDot:
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         # outside no_grad: the stages after this one share the arranged tensors
-        q, k, _ = arranged(x, layout, ctx)
+        means = block_means(arranged(x, layout, ctx))
 
         def compare() -> Tensor:
             with torch.no_grad():
-                rows, cols = self._mapped(q, k, layout, ctx)
-                return rows @ cols.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT
+                rows, cols = self._mapped(means, ctx)
+                return pooled_scores(rows, cols, scale=1.0, impl=ctx.impl)
 
         return ctx.once(self, compare)
 
-    def _mapped(self, q: Tensor, k: Tensor, layout: Layout, ctx: Context) -> list[Tensor]:
+    def _mapped(self, means: tuple[Tensor, Tensor], ctx: Context) -> tuple[Tensor, Tensor]:
         """Return the block means of q [B, H, M, D] and k [B, Hkv, N, D], after the maps."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        means = [
-            pool_blocks(t[:, :, : b.video_tokens], video_cut(b), dtype=wide, impl=ctx.impl)
-            for t, b in ((q, layout.q), (k, layout.kv))
-        ]
         if not (self.learned and ctx.weights):
             return means
-        dim, mapped = q.shape[-1], []
+        dim, wide, mapped = means[0].shape[-1], means[0].dtype, []
         for name, mean in zip(("proj_q", "proj_k"), means, strict=True):
             mean = F.linear(mean, ctx.learned(f"{name}.weight", dim, dim).to(wide))
             if f"{name}.bias" in ctx.weights:
                 mean = mean + ctx.learned(f"{name}.bias", dim).to(wide)
             mapped.append(mean)
-        return mapped
+        return mapped[0], mapped[1]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dit_sparse.arranged import Moments, arranged, video_cut, video_moments
-from dit_sparse.core import QKV, Blocks, Context, Layout
+from dit_sparse.arranged import (
+    Arranged,
+    Moments,
+    arranged,
+    block_means,
+    query_means,
+    video_cut,
+    video_moments,
+)
+from dit_sparse.core import QKV, Context, Layout
 from dit_sparse.kernels.pool import pool_blocks
+from dit_sparse.kernels.scores import pooled_scores
 
 
 @dataclass(frozen=True)
@@ -28,41 +36,36 @@ class PooledDot:
     deviation: bool = False
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        q, k, v = arranged(x, layout, ctx)
-        q, k = q[:, :, : layout.q.video_tokens], k[:, :, : layout.kv.video_tokens]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        rows = pool_blocks(q, video_cut(layout.q), dtype=wide, impl=ctx.impl)
-        bias = None
+        moved, weight = arranged(x, layout, ctx), None
         if self.error_bias:
-            moments = video_moments(k, v, layout.kv, ctx)
-            norm = _deviation(k, v, moments, layout.kv, ctx) if self.deviation else moments.norm
-            cols, bias = moments.k, (norm + 1e-5).log()
+            moments = video_moments(moved)
+            rows, cols = query_means(moved), moments.k
+            weight = _deviation(moved, moments) if self.deviation else moments.norm
         else:
-            # a remainder of block means asks for the same
-            cut = video_cut(layout.kv)
-            cols = ctx.once("pooled keys", lambda: pool_blocks(k, cut, dtype=wide, impl=ctx.impl))
-        group = q.shape[1] // k.shape[1]
-        if group > 1:
-            cols = cols.repeat_interleave(group, dim=1)
-            bias = bias if bias is None else bias.repeat_interleave(group, dim=1)
-        scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-        score = scale * rows @ cols.mT
-        if bias is not None:
-            score = score.add_(bias[:, :, None])
-        if not self.softmax:
-            return score
-        return (score + layout.kv.video_sizes(score).log()).softmax(dim=-1)
+            rows, cols = block_means(moved)
+        return pooled_scores(
+            rows,
+            cols,
+            scale=ctx.scale,
+            cut=video_cut(layout.kv) if self.softmax else None,
+            tokens=layout.kv.video_tokens,
+            weight=weight,
+            eps=1e-5,
+            softmax=self.softmax,
+            impl=ctx.impl,
+        )
 
 
-def _deviation(k: Tensor, v: Tensor, moments: Moments, blocks: Blocks, ctx: Context) -> Tensor:
+def _deviation(x: Arranged, moments: Moments) -> Tensor:
     """Return ||H_j - mean H|| [B, Hkv, N] of the video blocks; no H_j is written to memory.
 
-    k, v: [B, Hkv, S, .] video tokens. From <H_j, G> = sum_n k_n G v_n - n_j kbar_j G vbar_j.
+    From <H_j, G> = sum_n k_n G v_n - n_j kbar_j G vbar_j.
     """
-    wide, tokens = moments.k.dtype, blocks.video_tokens
+    blocks, wide = x.layout.kv, moments.k.dtype
     mean = moments.covariance / blocks.video
-    along = ((k.to(wide) @ mean) * v[:, :, :tokens].to(wide)).sum(-1, keepdim=True)
-    along = pool_blocks(along, video_cut(blocks), reduce="sum", impl=ctx.impl)[..., 0]
+    k, v = (t[:, :, : blocks.video_tokens].to(wide) for t in (x.k, x.v))
+    along = ((k @ mean) * v).sum(-1, keepdim=True)
+    along = pool_blocks(along, video_cut(blocks), reduce="sum", impl=x.ctx.impl)[..., 0]
     sizes = blocks.sizes(k.device)[..., : blocks.video]
     along = along - sizes * ((moments.k @ mean) * moments.v).sum(-1)
     square = moments.norm.square() - 2 * along + mean.square().sum((-2, -1))[..., None]

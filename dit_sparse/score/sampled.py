@@ -59,7 +59,8 @@ class Sampled:
             raise ArgumentError(
                 "causal=True: the sampled importance is a softmax over all keys, also future ones"
             )
-        q, k, _ = arranged(x, layout, ctx)
+        moved = arranged(x, layout, ctx)
+        q, k = moved.q, moved.k
         if self.similarity:
             limits = self.similarity
             ctx.once("level_caps", lambda: level_caps(k.detach(), layout.kv, limits, q.shape[1]))

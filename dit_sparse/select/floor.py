@@ -61,7 +61,7 @@ class FloorTopP:
             rank, share = torch.cat((rank, text), -1), torch.cat((score, text), -1)
         least = (quota(self.keep, n),)
         past = budget_classes(rank, (self.p_remain,), share, floors=least, impl=ctx.impl)
-        level = (past[..., :n] == 0).to(torch.int8)
+        level = (past[..., :n] == 0).view(torch.int8)
         if near is not None and self.neighbours == "union":
             level = level.masked_fill(near > 0, 1)
         if near is None and layout.kv.text_tokens:

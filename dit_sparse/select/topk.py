@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_sparse.core import Context, Layout
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.lists import top_blocks
+from dit_sparse.kernels.lists import edge_lists, top_lists
 from dit_sparse.kernels.select import head_kth
 from dit_sparse.parameters import check_share, quota
 
@@ -30,7 +30,9 @@ class TopK:
         return quota(self.keep, columns)
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
-        return top_blocks(score, self.capacity(score.shape[-1]), impl=ctx.impl)
+        choice = top_lists(score, self.capacity(score.shape[-1]), impl=ctx.impl)
+        ctx.cache["choice"] = choice
+        return choice[0]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class HeadTopK:
         if drop == 0:
             return torch.ones_like(score, dtype=torch.int8)
         # the largest dropped score
-        threshold = head_kth(score, blocks - drop + 1, impl=ctx.impl)[..., None, None]
-        # "not below" instead of "at least": a row of NaN keeps its blocks, so that the NaN shows
-        worse = (score < threshold) & (score < score.amax(-1, keepdim=True))
-        return (~worse).to(torch.int8)
+        threshold = head_kth(score, blocks - drop + 1, impl=ctx.impl)
+        choice = edge_lists(score, threshold, impl=ctx.impl)
+        ctx.cache["choice"] = choice
+        return choice[0]

@@ -1,0 +1,202 @@
+"""Enable, disable and report for causal language models of transformers.
+
+    from dit_sparse.integrations import transformers as text
+    text.enable(model, "xattention")
+    model.generate(**inputs)
+    print(text.report(model))
+    text.disable(model)
+
+Every causal model that goes through the attention interface: Llama, Qwen2, Qwen3, Mistral, Gemma,
+Phi, GPT-OSS and their kin. Sparse are full causal attention layers, with left or right padding, in
+one piece or in chunks, with dynamic and static caches. Dense, with the reason in `report`: layers
+with a sliding window, sinks or a softcap; packed sequences and other masks; paged caches; dropout
+and gradients; and the phase that the method is not for. Dense calls inside a compiled model are
+plain attention there and are not counted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dit_sparse.core import QKV, Context, Method
+from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
+from dit_sparse.integrations.transformers_seam import NAME, link, linked, unlink
+from dit_sparse.integrations.transformers_session import TextSession
+from dit_sparse.kernels.attention import IMPLS
+from dit_sparse.profile import Profile
+from dit_sparse.registry import get
+from dit_sparse.reporting import Report
+from dit_sparse.schedule import Schedule
+from dit_sparse.weights import check_weights, layer_weights
+
+M = TypeVar("M", bound=nn.Module)
+# tokens of the trial call that shows whether a method can be causal
+TRIAL = 32
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The session of a model, and the attention implementation to return to."""
+
+    session: TextSession
+    before: Any
+
+
+_last: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
+
+
+def enable(
+    model: M,
+    method: str | Path | Method | Profile,
+    *,
+    schedule: Schedule | None = None,
+    impl: str = "auto",
+    **params: Any,
+) -> M:
+    """Make the attention of a causal language model sparse, in place; twice replaces.
+
+    model: a transformers model. method: a registered name, a `Method`, a `Profile` or the path of
+    one. schedule: instead of the method's own, whose phase it keeps unless it names one. Returns
+    the same object; raises `UnsupportedModelError` when its attention cannot be replaced and
+    `ArgumentError` when the method cannot be causal.
+    """
+    root, layers = _layers(model)
+    value, label = _build(method, schedule, params)
+    if impl not in IMPLS:
+        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    config = root.config.get_text_config()
+    value.check(len(layers), config.num_attention_heads)
+    check_weights(value, {"model": len(layers)})
+    _try(value, config, label, len(layers))
+    disable(model)
+    before = config._attn_implementation
+    names = [n for n in root.config.sub_configs if getattr(root.config, n, None) is config]
+    root.set_attn_implementation({names[0]: NAME} if names else NAME)
+    if config._attn_implementation != NAME:
+        raise _unsupported(root, "it does not go through transformers' attention interface")
+    session = TextSession(type(root).__name__, label, value, len(layers), impl)
+    for number, layer in enumerate(layers):
+        link(layer, session, number, before)
+    _last[root] = _Kept(session, {names[0]: before} if names else before)
+    return model
+
+
+def disable(model: M) -> M:
+    """Restore the attention the model had; does nothing when not enabled."""
+    root = _root(model)
+    layers = [m for m in root.modules() if linked(m) is not None]
+    for layer in layers:
+        unlink(layer)
+    if layers and root in _last:
+        root.set_attn_implementation(_last[root].before)
+    return model
+
+
+def report(model: Any) -> Report:
+    """Return what the last generation of an enabled (or just disabled) model did."""
+    root = _root(model)
+    layers = [m for m in root.modules() if linked(m) is not None]
+    if root not in _last:
+        raise ArgumentError(
+            f"{type(root).__name__} was never enabled; call "
+            "dit_sparse.integrations.transformers.enable(model, method) first"
+        )
+    session, notes = _last[root].session, []
+    if layers and root.config.get_text_config()._attn_implementation != NAME:
+        notes.append(
+            "set_attn_implementation was called after enable: sparse attention is off; call "
+            "enable again"
+        )
+    cells = session.cells()
+    if cells and not any(cell.sparse for cell in cells):
+        notes.append("0 sparse calls: all were dense")
+    return Report(
+        session.model,
+        session.label,
+        bool(layers),
+        session.passes + 1,
+        {"model": session.layers},
+        cells,
+        dict(session.implementations),
+        tuple(notes),
+    )
+
+
+def _root(model: Any) -> Any:
+    """Return the model itself, without a compiler's wrapper; raise unless it is one."""
+    root = getattr(model, "_orig_mod", model)
+    if not isinstance(root, nn.Module) or not hasattr(root, "set_attn_implementation"):
+        raise _unsupported(root, "it is no model of transformers")
+    return root
+
+
+def _layers(model: Any) -> tuple[Any, list[nn.Module]]:
+    """Return the model and its causal self-attention modules, in order."""
+    root = _root(model)
+    if not getattr(root, "_supports_attention_backend", False):
+        raise _unsupported(root, "it does not go through transformers' attention interface")
+    if getattr(root.config, "is_encoder_decoder", False):
+        raise _unsupported(root, "it has an encoder")
+    layers: list[Any] = [
+        m for m in root.modules() if hasattr(m, "layer_idx") and getattr(m, "is_causal", False)
+    ]
+    if not layers:
+        raise _unsupported(root, "it has no causal self-attention")
+    return root, sorted(layers, key=lambda m: m.layer_idx)
+
+
+def _unsupported(model: Any, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(model).__name__} is not supported: {why}; supported are causal language models of "
+        "transformers 5 such as LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM"
+    )
+
+
+def _build(
+    method: str | Path | Method | Profile, schedule: Schedule | None, params: dict[str, Any]
+) -> tuple[Method, str]:
+    """Return the method and its label."""
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise ArgumentError(f"schedule={schedule!r} must be a dit_sparse.Schedule")
+    if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".toml")):
+        method = Profile.load(method)
+    if isinstance(method, Method):
+        if params:
+            raise ArgumentError(
+                f"{next(iter(params))!r} was given with a Method value; build it with "
+                "dit_sparse.get(name, ...) instead"
+            )
+        value, label = method, repr(method)
+    elif isinstance(method, str | Profile):
+        name = method if isinstance(method, str) else method.method
+        given = params if isinstance(method, str) else {**method.params, **params}
+        value = get(name, **params) if isinstance(method, str) else method.build(**params)
+        shown = ", ".join(f"{key}={part!r}" for key, part in given.items())
+        label = f"{name}({shown})" if shown else name
+    else:
+        raise ArgumentError(f"method={method!r} must be a name, a Method, a Profile or its path")
+    if schedule is not None and not schedule.phase:
+        schedule = replace(schedule, phase=value.schedule.phase)
+    return value.with_schedule(schedule), label
+
+
+def _try(method: Method, config: Any, label: str, layers: int) -> None:
+    """Raise what a causal call would raise: a method for videos may need a grid or future keys."""
+    layer = next((n for n in range(layers) if method.schedule.at(n, 1, 2) == "sparse"), None)
+    if layer is None:
+        return
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    q, *kv = (torch.zeros(1, n, TRIAL, dim) for n in (heads, groups, groups))
+    weights = layer_weights(method, layer, q.device, "model")
+    try:
+        method(QKV(q, *kv), Context(layer=layer, causal=True, impl="torch", weights=weights))
+    except DitSparseError as error:
+        raise ArgumentError(f"method={label!r} cannot run on a language model: {error}") from error

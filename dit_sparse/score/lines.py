@@ -1,0 +1,168 @@
+"""Scores of single keys from the lines that the last queries see: columns, slashes, blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_sparse.constants import constant
+from dit_sparse.core import QKV, Context, Known, Layout
+from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.pool import pool_blocks
+
+SHAPES = {"A": 2, "V": 2, "B": 1}
+NEVER = float("-inf")
+
+
+@lru_cache(maxsize=1024)
+def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read a head's shape: ("V", (1000, 6096)) from "V 1000 6096"; raise where it is none."""
+    letter, *counts = text.split() if isinstance(text, str) and text.split() else ("",)
+    good = SHAPES.get(letter) == len(counts) and all(c.isdecimal() and int(c) for c in counts)
+    if not good:
+        raise ArgumentError(
+            f"heads: {text!r} must be 'A first local' (keys), 'V columns slashes' or 'B blocks', "
+            "e.g. 'V 1000 6096'"
+        )
+    return letter, tuple(map(int, counts))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Minus a key's rank in its head's list, as a share of the head's budget: [B, H, M, S].
+
+    A score of at least -1 is within the budget. Query blocks hold the layout's `size` queries, key
+    blocks single tokens; e is the position behind a query block (as if it were full).
+    A: the first `first` keys, and those less than `local` before the block's first query.
+    V: columns j ranked by v_j, slashes d by s_d; a slash covers the keys [e - size - d, e - d):
+        v_j = sum_r p_rj,   s_d = sum_r p_r,(pos_r - d),   p = softmax of the last `last` queries
+    the first `sink` columns and the slashes below `local` come before all others.
+    B: blocks of `size` keys, ranked in each row by mean q . mean k.
+    heads: one such shape per head, of each layer; empty: `shape` for all. Used by MInference.
+    """
+
+    shape: str = "V 1000 6096"
+    heads: tuple[tuple[str, ...], ...] = ()
+    last: int = 64
+    sink: int = 30
+    local: int = 100
+
+    def __post_init__(self) -> None:
+        shape_of(self.shape)
+        for row in self.heads:
+            for text in row:
+                shape_of(text)
+
+    def check(self, known: Known) -> None:
+        """Raise unless every sparse layer has a row with a shape for each head."""
+        for layer in known.layers if self.heads else ():
+            self._row(layer, known.heads)
+
+    def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
+        if not ctx.causal:
+            raise ArgumentError("causal=False: slashes are distances to the past; use causal=True")
+        heads, device = x.q.shape[1], x.q.device
+        row = self._row(ctx.layer, heads) if self.heads else (self.shape,) * heads
+        q, k = x.q.detach(), x.k.detach()
+        if heads > k.shape[1]:
+            k = k.repeat_interleave(heads // k.shape[1], 1)
+        parts: dict[str, Tensor] = {}
+        for text in dict.fromkeys(row):
+            letter, counts = shape_of(text)
+            mine = tuple(n for n, other in enumerate(row) if other == text)
+            own = (q, k)
+            if len(mine) < heads:
+                at = constant(mine, torch.int64, str(device))
+                own = (q[:, at], k[:, at])
+            make = {"A": self._window, "V": self._lines, "B": self._blocks}[letter]
+            parts[text] = make(*own, layout, ctx, *counts)
+        if len(parts) == 1:
+            return parts[row[0]]
+        # head by head: the n-th of those of its shape
+        seen = {text: iter(part.unbind(1)) for text, part in parts.items()}
+        return torch.stack([next(seen[text]) for text in row], 1)
+
+    def _row(self, layer: int, heads: int | None) -> tuple[str, ...]:
+        """Return the shapes of a layer's heads."""
+        row = self.heads[layer] if layer < len(self.heads) else ()
+        if heads is not None and len(row) != heads:
+            raise ArgumentError(
+                f"heads: layer {layer} has {len(row)} shapes, the model {heads} heads; write one "
+                "shape per head for each layer"
+            )
+        return row
+
+    def _window(
+        self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, first: int, local: int
+    ) -> Tensor:
+        """Score keys by their place and their distance."""
+        start, key = _starts(layout, q.device)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        place, distance = (key + 1).to(wide) / first, (start[:, None] - key + 1).to(wide) / local
+        score = -torch.minimum(place, distance.clamp(min=0))
+        return score.expand(*q.shape[:2], -1, -1)
+
+    def _lines(
+        self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, columns: int, slashes: int
+    ) -> Tensor:
+        """Score keys by the better of their column and the slashes over them."""
+        column, slash = line_masses(q[:, :, -self.last :], k, ctx.scale)
+        size, (start, key) = layout.q.size, _starts(layout, q.device)
+        column, slash = (
+            -_rank(mass.index_fill(-1, key[:first], float("inf"))) / max(count, least)
+            for mass, first, count, least in (
+                (column, self.sink, columns, self.sink),
+                (slash, self.local, slashes, 50),
+            )
+        )
+        # a key t before the last query of a block is covered by the slashes t - size + 1 to t
+        cover = F.max_pool1d(F.pad(slash, (size - 1, size), value=NEVER), size, 1)
+        before = start[:, None] + size - 1 - key
+        score = cover[..., before.clamp(min=0)].masked_fill(before < 0, NEVER)
+        return torch.maximum(score, column[:, :, None])
+
+    def _blocks(self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, count: int) -> Tensor:
+        """Score keys by the rank of their block."""
+        size, (start, key) = layout.q.size, _starts(layout, q.device)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        rows, cols = (pool_blocks(t, size, dtype=wide, impl=ctx.impl) for t in (q, k))
+        product, ends = rows @ cols.mT, start + size
+        block = torch.arange(product.shape[3], device=q.device) * size
+        rank = _rank(product.masked_fill(block >= ends[:, None], NEVER))
+        return (-rank / count).repeat_interleave(size, 3)[..., : len(key)]
+
+
+def line_masses(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Return the attention mass of every column and of every distance, [B, H, S] each.
+
+    q: [B, H, R, D] the last queries; k: [B, H, S, D]. float32 or wider.
+    """
+    (rows, dim), length = q.shape[2:], k.shape[2]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    logits = (dim**-0.5 if scale is None else scale) * (q @ k.mT).to(wide)
+    position = torch.arange(length - rows, length, device=q.device)
+    late = torch.arange(length, device=q.device) > position[:, None]
+    p = logits.masked_fill(late, NEVER).softmax(-1)
+    # each row one place further than the row above it, so that distances stand in columns
+    skew = F.pad(p.flip(-1), (0, rows)).flatten(2)[..., :-rows].unflatten(2, (rows, -1))
+    return p.sum(2), skew.sum(2)[..., rows - 1 :]
+
+
+def _rank(score: Tensor) -> Tensor:
+    """Return the place of each entry among its row, 1 for the largest, in the entry's dtype."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(1, score.shape[-1] + 1, device=score.device, dtype=score.dtype)
+    rank = torch.empty_like(score).scatter_(-1, order, place.expand_as(score))
+    # a row of NaN has no order: it shows in the output
+    return rank.masked_fill(score.isnan().any(-1, keepdim=True), float("nan"))
+
+
+def _starts(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the first position of every query block [M] and every key's [S], int64."""
+    shift = layout.kv.length - layout.q.length
+    start = torch.arange(layout.q.count, device=device) * layout.q.size + shift
+    return start, torch.arange(layout.kv.length, device=device)

@@ -1,0 +1,146 @@
+"""What each candidate loses and costs, on the q, k, v of dense generations.
+
+    error(step, layer, head, c) = |o_c - o|^2 / sum over heads |o|^2     all rows, both CFG branches
+    time(c, n heads)            = a_c + b_c n                            on this device
+
+o is the dense output, which the generation needs anyway and goes on with, so that no row has to be
+sampled. a_c is what a launch of its own costs, found from calls with all heads and with one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_sparse.arrange.raster import Raster
+from dit_sparse.compute.attend import dense
+from dit_sparse.core import QKV, Context, Method, Plan
+from dit_sparse.mixed import is_dense, take
+from dit_sparse.score.pooled import PooledDot
+from dit_sparse.search.candidates import Candidate
+from dit_sparse.select.topk import TopK
+
+REPEATS = 5  # of a timed call, after an untimed one
+PLACES = 3  # layers where calls are timed
+
+See = Callable[[QKV, Context, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Dense attention whose output `see` looks at, and may replace."""
+
+    see: See
+
+    def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        return self.see(x, ctx, dense(x, ctx))
+
+
+def observing(see: See) -> Method:
+    """Return dense attention that calls `see` with q, k, v, the context and the output."""
+    return Method(Raster(), PooledDot(), TopK(1.0), Observed(see))
+
+
+@dataclass
+class Errors:
+    """Collects the squared errors of all candidates in one generation; an argument of `observing`.
+
+    found: (step, layer) -> [C + 1, H] sums of squares, of the dense output in the last row. They
+    stay on the device until `told`: C numbers a head and call, never an output.
+    """
+
+    candidates: tuple[Candidate, ...]
+    found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(self, x: QKV, ctx: Context, out: Tensor) -> Tensor:
+        sums = [_squares(out).new_zeros(x.q.shape[1])]
+        for candidate in self.candidates[1:]:
+            sums.append(_squares(run(candidate, x, ctx) - out))
+        here = torch.stack([*sums, _squares(out)])
+        key = ctx.step, ctx.layer
+        self.found[key] = self.found[key] + here if key in self.found else here
+        return out
+
+    def told(self) -> dict[str, Any]:
+        """Return errors [steps][layers][heads][C] relative to their layer; waits for the device."""
+        cells: dict[int, dict[int, Tensor]] = defaultdict(dict)
+        for (step, layer), sums in sorted(self.found.items()):
+            # a layer that gives zeros can lose nothing
+            size = sums[-1].sum().clamp(min=torch.finfo(sums.dtype).tiny)
+            cells[step][layer] = (sums[:-1] / size).T.double().cpu()
+        errors = [torch.stack([row[n] for n in sorted(row)]) for row in cells.values()]
+        return {"errors": [[[[float(f"{e:.4g}") for e in h] for h in layer] for layer in step]
+                           for step in (t.tolist() for t in errors)]}  # fmt: skip
+
+
+@dataclass
+class Times:
+    """Times all candidates at some layers in one generation; an argument of `observing`.
+
+    layers: the numbers of layers to time. found: candidate number -> (seconds of all heads, of
+    one), one pair per timed layer. heads: of the model.
+    """
+
+    candidates: tuple[Candidate, ...]
+    layers: tuple[int, ...]
+    found: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    heads: int = 0
+    seen: set[int] = field(default_factory=set)
+
+    @torch.no_grad()
+    def __call__(self, x: QKV, ctx: Context, out: Tensor) -> Tensor:
+        if ctx.layer in self.layers and ctx.layer not in self.seen:
+            self.seen.add(ctx.layer)
+            self.heads = x.q.shape[1]
+            # the last head, for a view of the first would be contiguous for one sample
+            last = (self.heads - 1,)
+            one = QKV(*(take(t, last, self.heads) for t in x))
+            for number, candidate in enumerate(self.candidates):
+                pair = tuple(_seconds(candidate, part, ctx) for part in (x, one))
+                self.found.setdefault(number, []).append((pair[0], pair[1]))
+        return out
+
+    def told(self) -> dict[str, Any]:
+        """Return the seconds of each candidate: [fixed, per head]."""
+        lines = []
+        for number in range(len(self.candidates)):
+            whole, one = (median(t) for t in zip(*self.found[number], strict=True))
+            each = max(0.0, (whole - one) / (self.heads - 1)) if self.heads > 1 else whole
+            lines.append([max(0.0, whole - each * self.heads), each])
+        return {"seconds": lines, "heads": self.heads}
+
+
+def run(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
+    """Return a candidate's output for a call, with a state of its own."""
+    if is_dense(candidate.method):
+        return dense(x, ctx)
+    state = ctx.state.setdefault(("candidate", candidate.letter), {})
+    return candidate.method(x, replace(ctx, heads=None, state=state, cache={}))
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Return the sum of squares of each head of x [B, H, S, D], [H], float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=wide).square()
+
+
+def _seconds(candidate: Candidate, x: QKV, ctx: Context) -> float:
+    """Return the median time of a call."""
+    sync = torch.cuda.synchronize if x.q.is_cuda else lambda: None
+    times = []
+    for _ in range(REPEATS + 1):
+        fresh = replace(ctx, state={}, cache={})
+        sync()
+        begin = time.perf_counter()
+        run(candidate, x, fresh)
+        sync()
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])

@@ -1,0 +1,331 @@
+"""The search of one pipeline: measure, weigh, choose, and hold what was found against dense.
+
+Everything that took a generation is on file when it is done, and is found again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dit_sparse
+from dit_sparse import metrics
+from dit_sparse.errors import ArgumentError
+from dit_sparse.mixed import part_of
+from dit_sparse.quality.store import Store, key_of
+from dit_sparse.registry import get
+from dit_sparse.search.candidates import Candidate
+from dit_sparse.search.choose import Problem, faster, within
+from dit_sparse.search.measure import PLACES, Errors, See, Times, observing
+from dit_sparse.search.paper import Greedy, majority
+
+LATENT = {"output_type": "latent"}
+GROUPS = 8  # of layers whose weight is measured together
+TRIES = 6  # generations of each video on the way to a PSNR
+LEAST, MOST_DB = 1e-3, 100.0
+
+Video = tuple[str, int]
+
+
+@dataclass
+class Search:
+    """One search.
+
+    sample: (prompt, seed, **options of the call) -> a generation with frames [F, H, W, 3] in 0..1
+    and `denoising` seconds. settings, machine: what the values depend on besides. begins: shares of
+    the steps at which the parts after the first begin. checks: on how many videos a found table is
+    tried. tell: hears of each generation that is done, with the number of them and what it was.
+    """
+
+    pipe: Any
+    candidates: tuple[Candidate, ...]
+    videos: list[Video]
+    sample: Callable[..., Any]
+    store: Store
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    begins: tuple[float, ...] = ()
+    checks: int = 1
+    weigh: bool = True
+    tell: Callable[[int, int, str], None] = lambda done, total, note: None
+    took: list[float] = field(default_factory=list)
+    total: int = 0
+
+    def for_error(self, budget: float) -> dict[str, Any]:
+        """Return the parameters of the fastest table with at most this attention error."""
+        self._expect(0)
+        return self.params(within(self.problem, budget))
+
+    def for_speedup(self, budget: float) -> dict[str, Any]:
+        """Return the parameters of the most exact table that should be so many times faster."""
+        self._expect(self.checks)
+        whole = self._dense(self.videos[0])["seconds"]
+        attention = self.calls * self.problem.seconds(self.problem.dense())
+        left = (whole / budget - (whole - attention)) / self.calls
+        found = faster(self.problem, left) if left > 0 else None
+        if found is None:
+            least = self.problem.seconds(self.problem.at(0.0)) * self.calls
+            best = whole / (whole - attention + least)
+            raise ArgumentError(
+                f"--speedup {budget:g} cannot be reached: attention is {attention / whole:.0%} of "
+                f"a generation, and with the fastest candidates it is {best:.2f} times faster"
+            )
+        return self.params(found)
+
+    def for_psnr(self, budget: float) -> dict[str, Any]:
+        """Return the parameters of the fastest table tried whose videos are so near to dense."""
+        self._expect(self.checks * (TRIES + 1))
+        cheapest = self.problem.errors[..., 1:].sum(2).mean((0, 1)).max().sqrt()
+        low, high = math.log(LEAST), math.log(max(2 * LEAST, float(cheapest)))
+        best = self.params(self.problem.dense())
+        for _ in range(TRIES):
+            middle = (low + high) / 2
+            params = self.params(within(self.problem, math.exp(middle)))
+            if self.measured(params)["psnr"] >= budget:
+                low, best = middle, params
+            else:
+                high = middle
+        return best
+
+    def by_paper(self, eps: float, penalty: float) -> dict[str, Any]:
+        """Return the parameters that the greedy rule of Sparse-vDiT finds, a table by steps."""
+        self.total = self.checks * 2 + sum(
+            self._get("greedy", v, eps, penalty) is None for v in self.videos
+        )
+        tables = []
+        for video in self.videos:
+            record = self._get("greedy", video, eps, penalty)
+            if record is None:
+                greedy = Greedy(self.candidates, eps, penalty)
+                self._observe(video, greedy, "greedy search")
+                record = self._add({"table": greedy.told()}, "greedy", video, eps, penalty)
+            tables.append(record["table"])
+        return self._params(majority(tables, "".join(c.letter for c in self.candidates)))
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What was measured, as the choice takes it."""
+        records = [self._errors(video) for video in self.videos]
+        times = self._times()
+        every = torch.stack([_parted(r["errors"], self.begins) for r in records]).mean(0)
+        fixed, each = torch.tensor(times["seconds"], dtype=torch.float64).T
+        steps = tuple(self._steps(len(records[0]["errors"])))
+        weights = torch.ones(every.shape[:2], dtype=torch.float64)
+        problem = Problem(every, steps, fixed, each, weights)
+        return self._weighed(problem) if self.weigh else problem
+
+    @property
+    def calls(self) -> int:
+        """Calls of a layer at a step: one for each CFG branch."""
+        return self._errors(self.videos[0])["calls"]
+
+    def params(self, choice: Tensor) -> dict[str, Any]:
+        """Return the parameters of `mixed` for a choice [P, L, H]; equal neighbours are joined."""
+        letters = [c.letter for c in self.candidates]
+        rows = [["".join(letters[n] for n in heads) for heads in part] for part in choice.tolist()]
+        return self._params(rows, self.begins)
+
+    def error(self, params: dict[str, Any]) -> float:
+        """Return the attention error of a table, the root of the mean square over layers, steps."""
+        heads = get("mixed", **params).compute.heads  # type: ignore[attr-defined]
+        problem, letters = self.problem, [c.letter for c in self.candidates]
+        steps, (_, layers, count, _) = sum(problem.steps), problem.errors.shape
+        first = [sum(problem.steps[:p]) for p in range(len(problem.steps))]
+        choice = [
+            [[letters.index(c) for c in heads.row(n, step, steps, count)] for n in range(layers)]
+            for step in first
+        ]
+        return problem.error(torch.tensor(choice))
+
+    def measured(self, params: dict[str, Any]) -> dict[str, float]:
+        """Return what a table gives on the first videos: psnr, seconds, speedup, density."""
+        found = []
+        for video in self.videos[: self.checks]:
+            record = self._get("table", video, params)
+            if record is None:
+                plain = self._frames(video)
+                dit_sparse.enable(self.pipe, get("mixed", **params))
+                run = self._sample(video, "table tried")
+                report = dit_sparse.report(self.pipe)
+                psnr = min(MOST_DB, metrics.psnr(run.frames, plain))
+                record = {"psnr": psnr, "seconds": run.denoising, "density": report.density}
+                self._add(record, "table", video, params)
+            dense = self._dense(video)["seconds"]
+            found.append({**record, "speedup": dense / record["seconds"]})
+        return {k: fmean(f[k] for f in found) for k in ("psnr", "seconds", "speedup", "density")}
+
+    def facts(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return what the search learned, by part, layer and head, for a file beside the profile.
+
+        alike: the share of the heads that every single video would give the letter with the same
+        best trade, over videos and over parts.
+        """
+        problem = self.problem
+        parts = [_parted(self._errors(v)["errors"], self.begins) for v in self.videos]
+        # the trade at which the mean head is indifferent between dense and half the error
+        price = float(problem.each[0]) / max(1e-12, float(problem.errors[..., 1:].median()))
+        best = [(problem.each + price * e).argmin(-1) for e in parts]
+        over_videos = fmean(float((b == best[0]).double().mean()) for b in best)
+        over_parts = fmean(float((b == b[:1]).double().mean()) for b in best)
+        return {
+            "params": params,
+            "candidates": [c.text for c in self.candidates],
+            "seconds": [[float(a), float(b)] for a, b in zip(problem.fixed, problem.each,
+                                                             strict=True)],
+            "errors": problem.errors.tolist(),
+            "weights": problem.weights.tolist(),
+            "alike": {"videos": over_videos, "parts": over_parts},
+        }  # fmt: skip
+
+    def _weighed(self, problem: Problem) -> Problem:
+        """Return the problem with weights: what errors in a layer and a part do to the video.
+
+        Each is the squared difference of a video whose heads are sparse there alone, for each unit
+        of squared attention error; w[p, n] is the product of that of the part and of the layer.
+        """
+        parts, layers = problem.errors.shape[:2]
+        means = problem.errors[..., 1:].mean((0, 1, 2))
+        number = 1 + int(means.argsort()[len(means) // 2])
+        groups = [g.tolist() for g in torch.arange(layers).chunk(min(GROUPS, layers))]
+        w = torch.ones(parts, layers, dtype=torch.float64)
+        for axis, some in ((0, [[p] for p in range(parts)]), (1, groups)):
+            if len(some) < 2:
+                continue
+            found = []
+            for cells in some:
+                choice = problem.dense()
+                choice.index_fill_(axis, torch.tensor(cells), number)
+                lost = 10 ** (-self._tried(self.params(choice)) / 10)
+                found.append(lost / max(1e-12, problem.error(choice) ** 2))
+            share = torch.tensor(found, dtype=torch.float64) / fmean(found)
+            for cells, value in zip(some, share, strict=True):
+                w[(slice(None),) * axis + (torch.tensor(cells),)] *= value.clamp(0.05, 20)
+        return Problem(problem.errors, problem.steps, problem.fixed, problem.each, w / w.mean())
+
+    def _tried(self, params: dict[str, Any]) -> float:
+        """Return the PSNR of a table on the first video alone."""
+        record = self._get("weight", params)
+        if record is None:
+            plain = self._frames(self.videos[0])
+            dit_sparse.enable(self.pipe, get("mixed", **params))
+            frames = self._sample(self.videos[0], "sensitivity").frames
+            psnr = min(MOST_DB, metrics.psnr(frames, plain))
+            record = self._add({"psnr": psnr}, "weight", params)
+        return record["psnr"]
+
+    def _errors(self, video: Video) -> dict[str, Any]:
+        """Return the errors of all candidates on a video."""
+        record = self._get("errors", video)
+        if record is None:
+            errors, calls = Errors(self.candidates), [0]
+
+            def see(x: Any, ctx: Any, out: Tensor) -> Tensor:
+                calls[0] += ctx.step == 0 and ctx.layer == 0
+                return errors(x, ctx, out)
+
+            self._observe(video, see, "errors")
+            record = self._add({**errors.told(), "calls": max(1, calls[0])}, "errors", video)
+        return record
+
+    def _times(self) -> dict[str, Any]:
+        """Return the time of all candidates, measured at a few layers."""
+        record = self._get("times")
+        if record is None:
+            layers = len(self._errors(self.videos[0])["errors"][0])
+            places = tuple(sorted({n * (layers - 1) // (PLACES - 1) for n in range(PLACES)}))
+            times = Times(self.candidates, places)
+            self._observe(self.videos[0], times, "times", num_inference_steps=1)
+            record = self._add(times.told(), "times")
+        return record
+
+    def _dense(self, video: Video) -> dict[str, Any]:
+        """Return the seconds of a dense generation."""
+        if self._get("dense", video) is None:
+            self._plain.pop(video, None)
+            self._frames(video)
+        return self.store.records[self._key("dense", video)]
+
+    @cached_property
+    def _plain(self) -> dict[Video, Any]:
+        """Dense videos, of the first ones only."""
+        return {}
+
+    def _frames(self, video: Video) -> Any:
+        """Return a dense video [F, H, W, 3], generated once in a run."""
+        if video not in self._plain:
+            dit_sparse.disable(self.pipe)
+            run = self._sample(video, "dense")
+            self._plain[video] = run.frames
+            if self._get("dense", video) is None:
+                self._add({"seconds": run.denoising}, "dense", video)
+        return self._plain[video]
+
+    def _observe(self, video: Video, see: See, note: str, **options: Any) -> None:
+        """Generate a video under an observer that stands in for the attention."""
+        dit_sparse.enable(self.pipe, observing(see))
+        self._sample(video, note, **LATENT, **options)
+
+    def _sample(self, video: Video, note: str, **options: Any) -> Any:
+        """Generate a video, leave the model dense, and tell."""
+        begin = time.monotonic()
+        try:
+            run = self.sample(*video, **options)
+        finally:
+            dit_sparse.disable(self.pipe)
+        self.took.append(time.monotonic() - begin)
+        done = len(self.took)
+        self.total = max(self.total, done)
+        left = (self.total - done) * median(self.took)
+        self.tell(done, self.total, f"{note}  about {left / 60:.0f} min left")
+        return run
+
+    def _expect(self, more: int) -> None:
+        """Count the generations to come, for the time left."""
+        missing = sum(self._get("errors", v) is None for v in self.videos)
+        weights = (len(self.begins) + 1 + GROUPS) if self.weigh else 0
+        self.total = missing + weights + more + self.checks + 2
+
+    def _steps(self, steps: int) -> list[int]:
+        """Return the number of steps of each part."""
+        part = [part_of(step, steps, self.begins) for step in range(steps)]
+        return [part.count(p) for p in range(len(self.begins) + 1)]
+
+    def _params(self, tables: list[list[str]], begins: tuple[float, ...] = ()) -> dict[str, Any]:
+        """Return parameters of `mixed` from tables by part; without begins, by equal parts."""
+        begins = begins or tuple(n / len(tables) for n in range(1, len(tables)))
+        kept = [0, *(n for n in range(1, len(tables)) if tables[n] != tables[n - 1])]
+        used = set("".join("".join(rows) for rows in tables))
+        letters = [c.text for c in self.candidates if c.letter in used]
+        if len(kept) == 1:
+            return {"letters": letters, "table": tables[0]}
+        rows = [tables[n] for n in kept]
+        return {"letters": letters, "begins": [begins[n - 1] for n in kept[1:]], "table": rows}
+
+    def _key(self, *parts: Any) -> str:
+        texts = [c.text for c in self.candidates]
+        return key_of(self.settings, self.machine, texts, parts)
+
+    def _get(self, *parts: Any) -> dict[str, Any] | None:
+        return self.store.get(self._key(*parts))
+
+    def _add(self, record: dict[str, Any], *parts: Any) -> dict[str, Any]:
+        self.store.add(self._key(*parts), {"what": parts[0], **record})
+        return record
+
+
+def _parted(errors: list[Any], begins: tuple[float, ...]) -> Tensor:
+    """Return the mean errors of the steps of each part, [P, L, H, C] float64."""
+    every = torch.tensor(errors, dtype=torch.float64)
+    part = torch.tensor([part_of(step, len(every), begins) for step in range(len(every))])
+    empty = [n for n in range(len(begins) + 1) if not bool((part == n).any())]
+    if empty:
+        raise ArgumentError(f"--parts {len(begins) + 1} are too many for {len(every)} steps")
+    return torch.stack([every[part == n].mean(0) for n in range(len(begins) + 1)])
