@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 import dit_sparse
 from dit_sparse.core import Heads
 from dit_sparse.integrations.parallel import Ulysses, split
+from dit_sparse.integrations.processes import meet
 from dit_sparse.integrations.sequence import Sequence
 from tests.tiny.case import cases
 
@@ -67,6 +68,7 @@ def exchange(rank, ranks, port):
         mask = torch.rand(2, 1, 1, of.tokens) > 0.5
         cut = [p.tensor_split(ranks, 3)[rank] for p in mask.split([of.before, of.box, of.after], 3)]
         assert torch.equal(ulysses.gather_mask(torch.cat(cut, 3), of), mask)
+    meet()
     dist.destroy_process_group()
 
 
@@ -97,6 +99,7 @@ def forward(rank, ranks, port, name, folder):
             assert report.sparse_calls == report.calls > 0, report.reasons
             if not rank:
                 torch.save(out, Path(folder) / f"{method}.pt")
+    meet()
     dist.destroy_process_group()
 
 

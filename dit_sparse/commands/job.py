@@ -80,7 +80,7 @@ def tokens(geometry: Geometry, arguments: dict[str, Any]) -> int | None:
 
 def run(request: Request) -> None:
     """Do all that `generate` was asked for; under `torchrun` the processes share the sequence."""
-    from dit_sparse.integrations.processes import leave, started
+    from dit_sparse.integrations.processes import leave, meet, started
 
     processes = started()
     screen = Screen(request.quiet or not processes.first, request.json)
@@ -90,6 +90,7 @@ def run(request: Request) -> None:
             from dit_sparse.commands.results import compare, single
 
             (compare if request.compare else single)(job)
+            meet()
         finally:
             leave()
 

@@ -97,6 +97,15 @@ def _devices(processes: Processes, device: torch.device) -> Iterator[None]:
         yield
 
 
+def meet() -> None:
+    """Wait until every process is here; does nothing alone.
+
+    One that leaves while others still talk to it can take them down.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Part from the other processes; does nothing alone."""
     if dist.is_available() and dist.is_initialized():
