@@ -221,8 +221,8 @@ class Method:
         return self.compute(x, self.plan(x, ctx), ctx)
 
     def with_schedule(self, schedule: Schedule | None) -> Method:
-        """Return this method under another schedule (None keeps its own)."""
-        return self if schedule is None else replace(self, schedule=schedule)
+        """Return this method under another schedule (None keeps its own, as does no phase)."""
+        return self if schedule is None else replace(self, schedule=schedule.over(self.schedule))
 
     def with_quant(self, quant: str) -> Method:
         """Return this method with its attention in "fp8", or not ("none")."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite
 
 from dit_sparse.errors import ArgumentError
@@ -43,6 +43,10 @@ class Schedule:
             )
         if self.phase not in PHASES:
             raise ArgumentError(f"schedule: phase={self.phase!r} must be one of {PHASES}")
+
+    def over(self, other: Schedule) -> Schedule:
+        """Return this schedule with the phase of another, where it names none of its own."""
+        return replace(self, phase=self.phase or other.phase)
 
     def first_sparse_step(self, steps: int) -> int:
         """Return the number of dense steps at the start of a generation of `steps` steps."""

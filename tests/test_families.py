@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DModel
 
 import dit_sparse
 from dit_sparse.integrations.diffusers import profile_of
+from dit_sparse.integrations.seam import hook_of
 from dit_sparse.pipelines import SparseWanPipeline, load
 from tests.probe import DRAFT, LOG, probe, quiet, run
 from tests.tiny_wan import save, tiny_wan
@@ -136,6 +137,24 @@ def test_refused_arguments_touch_nothing(arguments, words):
     assert not hasattr(model, "_diffusers_hook")
     with pytest.raises(dit_sparse.DitSparseError, match="never enabled"):
         dit_sparse.report(model)
+
+
+def test_number_format_stays_with_a_value():
+    """A value or a profile that brings fp8 keeps it where `enable` is not asked for another."""
+    model = tiny_wan().transformer
+    value = dit_sparse.get("draft", **DRAFT).with_quant("fp8")
+    for given in (value, dit_sparse.Profile("", "draft", dict(DRAFT), quant="fp8")):
+        dit_sparse.enable(model, given)
+        assert hook_of(model).session.method.compute.quant == "fp8"
+    dit_sparse.enable(model, value.with_quant("none"))
+    assert hook_of(model).session.method.compute.quant == "none"
+
+
+@pytest.mark.parametrize("schedule", [None, dit_sparse.Schedule(dense_steps=1)])
+def test_methods_for_text_are_refused(schedule):
+    """A schedule without a phase does not make a method for text one for videos."""
+    with pytest.raises(dit_sparse.DitSparseError, match="language models"):
+        dit_sparse.enable(tiny_wan().transformer, "xattention", schedule=schedule)
 
 
 def test_refused_models():

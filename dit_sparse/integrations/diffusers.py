@@ -13,13 +13,14 @@ from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError
 from dit_sparse.integrations import seam
 from dit_sparse.integrations.adapters import COMPONENTS, find, unsupported
+from dit_sparse.integrations.build import build
 from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
 from dit_sparse.kernels.attention import IMPLS
 from dit_sparse.profile import Profile
 from dit_sparse.profile import find as shipped_for
-from dit_sparse.registry import entry, get
+from dit_sparse.registry import entry
 from dit_sparse.reporting import Progress, Report
 from dit_sparse.schedule import Schedule
 from dit_sparse.weights import check_weights
@@ -43,18 +44,18 @@ def enable(
     method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`). A name takes
     the settings that its paper gives for this model, where a profile is shipped (`report` says so);
     `params` take precedence. schedule: instead of the method's own. impl, quant: kernel and number
-    format, as in `attention`. guard: the largest relative error of a layer, such as 0.05, estimated
-    from some query rows that are computed exactly as well (at most 2 % of the time): a layer above
-    it is dense for the rest of a generation, and `report` tells. Not for a model trained with its
-    method, which has no use for dense attention. Settings that do not fit the model raise here and
-    leave it as it was; those that do not fit the size or the steps of a generation raise at its
-    first attention call.
+    format, as in `attention`; quant="none" leaves the format that a value or a profile brings.
+    guard: the largest relative error of a layer, such as 0.05, estimated from some query rows that
+    are computed exactly as well (at most 2 % of the time): a layer above it is dense for the rest
+    of a generation, and `report` tells. Not for a model trained with its method, which has no use
+    for dense attention. Settings that do not fit the model raise here and leave it as it was; those
+    that do not fit the size or the steps of a generation raise at its first attention call.
     """
     # everything that can fail comes first: no model is left half enabled
     name = model_name(model)
     if name and isinstance(method, str) and not method.endswith(".toml"):
         method = shipped_for(name, method) or method
-    value, label, profile = _build(method, schedule, quant, params)
+    value, label, profile = build(method, schedule, quant, params)
     if value.schedule.phase:
         raise ArgumentError(
             f"method={label!r} is for language models: see dit_sparse.integrations.transformers"
@@ -157,48 +158,6 @@ def _origin(profile: Profile | None) -> list[str]:
         return []
     draft = "; nobody has measured them" if profile.is_draft else ""
     return [f"settings of profile {profile.model}--{profile.method}{draft}"]
-
-
-def _build(
-    method: str | Path | Method | Profile,
-    schedule: Schedule | None,
-    quant: str,
-    params: dict[str, Any],
-) -> tuple[Method, str, Profile | None]:
-    """Return the method, its label, and the profile that would build it again."""
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise ArgumentError(f"schedule={schedule!r} must be a dit_sparse.Schedule")
-    if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".toml")):
-        method = Profile.load(method)
-    if isinstance(method, Method):
-        if params:
-            raise ArgumentError(
-                f"{next(iter(params))!r} was given with a Method value; build it with "
-                "dit_sparse.get(name, ...) instead"
-            )
-        return method.with_schedule(schedule).with_quant(quant), repr(method), None
-    if isinstance(method, str):
-        value = get(method, **params)
-        method = Profile("", method, params)
-    elif isinstance(method, Profile):
-        value = method.build(**params)
-        # changed settings were not measured
-        measured = {} if params or schedule else method.measured
-        merged = {**method.params, **params}
-        method = replace(method, params=merged, measured=measured)
-    else:
-        raise ArgumentError(f"method={method!r} must be a name, a Method, a Profile or its path")
-    if schedule is not None:
-        layers = schedule.dense_layers
-        layers = layers if isinstance(layers, int) else list(layers)
-        when = {"dense_steps": schedule.dense_steps, "dense_layers": layers}
-        method = replace(method, schedule=when)
-    if quant != "none":
-        value, method = value.with_quant(quant), replace(method, quant=quant)
-    shown = ", ".join(f"{name}={value!r}" for name, value in method.params.items())
-    label = f"{method.method}({shown})" if shown else method.method
-    label += "" if method.quant == "none" else f" in {method.quant}"
-    return value.with_schedule(schedule), label, method
 
 
 def _transformers(model: Any) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ plain attention there and are not counted.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +26,11 @@ from torch import nn
 
 from dit_sparse.core import QKV, Context, Method
 from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
+from dit_sparse.integrations.build import build
 from dit_sparse.integrations.transformers_seam import NAME, link, linked, unlink
 from dit_sparse.integrations.transformers_session import TextSession
 from dit_sparse.kernels.attention import IMPLS
 from dit_sparse.profile import Profile
-from dit_sparse.registry import get
 from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
 from dit_sparse.weights import check_weights, layer_weights
@@ -67,7 +67,7 @@ def enable(
     `ArgumentError` when the method cannot be causal.
     """
     root, layers = _layers(model)
-    value, label = _build(method, schedule, params)
+    value, label, _ = build(method, schedule, "none", params)
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     config = root.config.get_text_config()
@@ -156,34 +156,6 @@ def _unsupported(model: Any, why: str) -> UnsupportedModelError:
         f"{type(model).__name__} is not supported: {why}; supported are causal language models of "
         "transformers 5 such as LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM"
     )
-
-
-def _build(
-    method: str | Path | Method | Profile, schedule: Schedule | None, params: dict[str, Any]
-) -> tuple[Method, str]:
-    """Return the method and its label."""
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise ArgumentError(f"schedule={schedule!r} must be a dit_sparse.Schedule")
-    if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".toml")):
-        method = Profile.load(method)
-    if isinstance(method, Method):
-        if params:
-            raise ArgumentError(
-                f"{next(iter(params))!r} was given with a Method value; build it with "
-                "dit_sparse.get(name, ...) instead"
-            )
-        value, label = method, repr(method)
-    elif isinstance(method, str | Profile):
-        name = method if isinstance(method, str) else method.method
-        given = params if isinstance(method, str) else {**method.params, **params}
-        value = get(name, **params) if isinstance(method, str) else method.build(**params)
-        shown = ", ".join(f"{key}={part!r}" for key, part in given.items())
-        label = f"{name}({shown})" if shown else name
-    else:
-        raise ArgumentError(f"method={method!r} must be a name, a Method, a Profile or its path")
-    if schedule is not None and not schedule.phase:
-        schedule = replace(schedule, phase=value.schedule.phase)
-    return value.with_schedule(schedule), label
 
 
 def _try(method: Method, config: Any, label: str, layers: int) -> None:
