@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 COLUMNS, ROWS = 7, 12  # what a terminal of 80 columns shows well
 
 
@@ -25,6 +28,23 @@ class Cell:
     sparse: int
     density: float
     reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """The calls of one layer at one step; densities stay on the device until a report is read."""
+
+    calls: int = 0
+    densities: list[Tensor] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def cell(self, transformer: str, layer: int, step: int) -> Cell:
+        """Return what was counted; waits for the device."""
+        told = len(self.densities)
+        total = float(torch.stack(self.densities).sum()) if told else 0.0
+        density = (total + self.calls - told) / self.calls
+        sparse = self.calls - sum(self.reasons.values())
+        return Cell(transformer, layer, step, self.calls, sparse, density, dict(self.reasons))
 
 
 @dataclass(frozen=True)

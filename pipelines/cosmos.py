@@ -29,7 +29,7 @@ ADAPTERS = (
         attention=r"layers\.\d+\.self_attn",
         sizes=packed_sizes,
         timestep="vision_timesteps",
-        text_causal=True,
+        calls=("text",),
         text="prefix",
         needs="0.40.0",
     ),

@@ -21,7 +21,7 @@ ADAPTERS = (
         attention=r"(single_)?transformer_blocks\.\d+\.attn",
         sizes=latent_sizes,
         mask="keys",
-        twice=True,
+        calls=("two boxes",),
         text="suffix",
         needs="0.39.0",
     ),

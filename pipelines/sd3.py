@@ -9,7 +9,7 @@ ADAPTERS = (
         classes=("SD3Transformer2DModel",),
         attention=r"transformer_blocks\.\d+\.attn2?",
         sizes=picture_and_text,
-        alone=True,
+        calls=("box",),
         text="suffix",
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,19 +63,26 @@ class Attend:
             "row_mask": row_mask,
             "causal": plan.causal,
         }
-        impl = ctx.impl
-        if not torch.compiler.is_compiling():
-            # for the report; a compiler could not trace the questions it asks of the device
-            asked = {**shape, "impl": ctx.impl, "quant": self.quant}
-            name, _ = ctx.once("kernel", lambda: kernel(*tensors, **asked))
-            # left to choose, a kernel may leave fp8 out; asked for, it may not
-            impl = name if self.quant == "none" else impl
+        name = chosen(ctx, *tensors, **shape, quant=self.quant)
+        # left to choose, a kernel may leave fp8 out; asked for, it may not
+        impl = name if self.quant == "none" else ctx.impl
         out, lse = block_sparse_attention(
             *tensors, *lists, **shape, tail=tail, q_order=order, scale=ctx.scale, impl=impl,
             quant=self.quant,
         )  # fmt: skip
         out = self.remainder.finish(out, lse, moved, plan, ctx)
         return restored(out, rows, ctx) if together else out
+
+
+def chosen(ctx: Context, *tensors: Tensor, **shape: Any) -> str:
+    """Return the kernel that runs a call, and leave it with its reason for the report.
+
+    tensors: q, k, v; shape: what else `kernel` asks. While a model is compiled it is what the call
+    was asked for: a compiler could not trace the questions to the device.
+    """
+    if torch.compiler.is_compiling():
+        return ctx.impl
+    return ctx.once("kernel", lambda: kernel(*tensors, **shape, impl=ctx.impl))[0]
 
 
 @dataclass(frozen=True)

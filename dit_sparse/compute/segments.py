@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dit_sparse.arranged import arranged
+from dit_sparse.compute.attend import chosen
 from dit_sparse.core import QKV, Context, Plan, on_device
-from dit_sparse.kernels.attention import block_sparse_attention, kernel
+from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.kernels.lists import pack_lists
 
 
@@ -41,9 +42,7 @@ class AttendSegments:
             keep = torch.cat((earlier, keep & own), -1)
         kv_count, kv_index = pack_lists(keep, impl=ctx.impl)
         shape = {"q_blocks": plan.layout.q.size, "kv_blocks": kv.size, "causal": plan.causal}
-        if not torch.compiler.is_compiling():
-            # for the report
-            ctx.once("kernel", lambda: kernel(x.q, k, v, **shape, impl=ctx.impl))
+        impl = chosen(ctx, x.q, k, v, **shape)
         return block_sparse_attention(
-            x.q, k, v, kv_count, kv_index, **shape, scale=ctx.scale, impl=ctx.impl
+            x.q, k, v, kv_count, kv_index, **shape, scale=ctx.scale, impl=impl
         )[0]

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_sparse.compute.attend import chosen
 from dit_sparse.core import QKV, Context, Plan, on_device
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.attention import block_sparse_attention, kernel
+from dit_sparse.kernels.attention import block_sparse_attention
 from dit_sparse.kernels.contract import Columns, Cut
 from dit_sparse.kernels.lists import pack_lists
 
@@ -45,12 +46,9 @@ class Stripes:
             "columns": Columns(x.k, x.v, count=count, index=index),
             "causal": plan.causal,
         }
-        if not torch.compiler.is_compiling():
-            # for the report
-            ctx.once("kernel", lambda: kernel(*x, **shape, impl=ctx.impl))
-        return block_sparse_attention(
-            *x, kv_count, kv_index, **shape, scale=ctx.scale, impl=ctx.impl
-        )[0]
+        impl = chosen(ctx, *x, **shape)
+        out, _ = block_sparse_attention(*x, kv_count, kv_index, **shape, scale=ctx.scale, impl=impl)
+        return out
 
     def _lead(self, plan: Plan) -> int:
         """Return the keys before the first cut: cuts stand where query blocks begin."""

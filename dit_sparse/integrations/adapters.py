@@ -40,14 +40,14 @@ class Adapter:
     what is outside the box.
     mask: what a mask given to self-attention means: "keys", tokens that are left, the same in all
     layers of a call; "pairs" [B, 1, S, S], pairs of such tokens, or of those of one segment;
-    "flags", such pairs also as 1 and 0; with "none" a call with a mask stays dense. alone: some
-    calls are about the box without the extra tokens. twice: some are about two such boxes, one
-    behind the other. captured: the processor does not ask for a
-    backend in every call, so that those of PyTorch's attention are taken. text_causal: causal calls
-    are those of text among itself, which nobody counts. processor: (original processor) -> the one
-    to use while enabled. unset: arguments that are None to the forward while enabled. timestep: the
-    argument that tells the step. text: where joint text tokens stand, for people. needs: first
-    diffusers version that works. note: what to know, for people.
+    "flags", such pairs also as 1 and 0; with "none" a call with a mask stays dense. calls: which
+    calls a layer makes beside those about all tokens: "box", about the box alone; "two boxes",
+    about two of them, one behind the other; "text", causal ones of text among itself, which nobody
+    counts. captured: the processor does not ask for a backend in every call, so that those of
+    PyTorch's attention are taken. processor: (original processor) -> the one to use while enabled.
+    unset: arguments that are None to the forward while enabled. timestep: the argument that tells
+    the step. text: where joint text tokens stand, for people. needs: first diffusers version that
+    works. note: what to know, for people.
     """
 
     classes: tuple[str, ...]
@@ -57,10 +57,8 @@ class Adapter:
     kind: str = ".*"
     ids: str | Callable[[Mapping[str, Any]], Tensor | None] | None = None
     mask: Literal["none", "keys", "pairs", "flags"] = "none"
-    alone: bool = False
-    twice: bool = False
+    calls: tuple[Literal["box", "two boxes", "text"], ...] = ()
     captured: bool = False
-    text_causal: bool = False
     processor: Callable[[Any], Any] | None = None
     unset: tuple[str, ...] = ()
     timestep: str = "timestep"

@@ -336,17 +336,18 @@ def _attend(
     scale: float | None,
 ) -> Tensor:
     session, number = Session.of(ctx), int(layer)
-    part, of = session.parts[int(ctx[1])], Sequence(*ctx[4:9].tolist())
-    tokens, heads = q.shape[1:3]
-    if part.ulysses is not None:
+    part, (tokens, heads) = session.parts[int(ctx[1])], q.shape[1:3]
+    shared, of = part.ulysses, None
+    if shared is not None:
+        of = Sequence(*ctx[4:9].tolist())
         if of.after or (of.before and part.adapter.text != "prefix"):
             # box and extra tokens are one tensor to the host, which cuts it without knowing
             raise DitSparseError(
                 f"{session.model} with {of.before + of.after} tokens beside those of the grid "
                 "(references, conditions) is not supported under context parallelism"
             )
-        q, k, v = (part.ulysses.gather(x, of) for x in (q, k, v))
-        mask = None if mask is None else part.ulysses.gather_mask(mask, of)
+        q, k, v = (shared.gather(x, of) for x in (q, k, v))
+        mask = None if mask is None else shared.gather_mask(mask, of)
     out = session.attend(q, k, v, number, ctx, scale, mask, causal, part.heads(heads))
     if out is None:
         backend = part.dense[number]
@@ -354,8 +355,8 @@ def _attend(
             backend = AttentionBackendName.NATIVE
         gqa = q.shape[2] != k.shape[2]
         out = dispatch_attention_fn(q, k, v, mask, 0.0, causal, scale, gqa, backend=backend)
-    if part.ulysses is not None:
-        out = part.ulysses.scatter(out, of, tokens, heads)
+    if shared is not None and of is not None:
+        out = shared.scatter(out, of, tokens, heads)
     return out.contiguous()
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.parallel import Ulysses
 from dit_sparse.integrations.sequence import REST, Group, Sequence, groups, valid_tokens
 from dit_sparse.profile import Profile
-from dit_sparse.reporting import Cell, Guarded, Progress
+from dit_sparse.reporting import Cell, Guarded, Progress, Tally
 from dit_sparse.weights import layer_weights
 
 # a share of the steps (dense_steps=0.25) needs their number; where no pipeline tells it, this one
@@ -82,15 +81,6 @@ class Place:
     step: int
     branch: int
     call: int
-
-
-@dataclass
-class Tally:
-    """The calls of one layer at one step; densities stay on the device until a report is read."""
-
-    calls: int = 0
-    densities: list[Tensor] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
 
 
 class Session:
@@ -213,12 +203,12 @@ class Session:
     ) -> Tensor | None:
         """Run the method on q, k, v [B, S, H, D]; None when this call must be dense."""
         _, part, step, steps, *sizes, branch = ctx.tolist()
-        if causal and self.parts[part].adapter.text_causal:
+        calls = self.parts[part].adapter.calls
+        if causal and "text" in calls:
             return None
         steps = steps or ASSUMED_STEPS
         at = Place(part, layer, step, branch, self._count(part, layer))
-        adapter = self.parts[part].adapter
-        of = Sequence(*sizes).of(k.shape[1], adapter.alone, adapter.twice)
+        of = Sequence(*sizes).of(k.shape[1], alone="box" in calls, twice="two boxes" in calls)
         found = self._groups(q, k, of, part, mask, causal)
         if not isinstance(found, str):
             for group in found:
@@ -364,15 +354,11 @@ class Session:
 
     def cells(self, step: int | None = None) -> tuple[Cell, ...]:
         """Return what was counted, for one step or all; waits for the device."""
-        found = []
-        for (part, layer, at), tally in sorted(self.tallies.items()):
-            if step is None or at == step:
-                sparse = len(tally.densities)
-                total = float(torch.stack(tally.densities).sum()) if sparse else 0.0
-                density = (total + tally.calls - sparse) / tally.calls
-                name, reasons = self.parts[part].name, dict(tally.reasons)
-                found.append(Cell(name, layer, at, tally.calls, sparse, density, reasons))
-        return tuple(found)
+        return tuple(
+            tally.cell(self.parts[part].name, layer, at)
+            for (part, layer, at), tally in sorted(self.tallies.items())
+            if step is None or at == step
+        )
 
     def progress(self) -> Progress:
         """Return the newest step and its density so far."""

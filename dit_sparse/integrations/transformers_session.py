@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from dit_sparse.compute.attend import Dense
 from dit_sparse.constants import constant
 from dit_sparse.core import QKV, Context, Method
-from dit_sparse.reporting import Cell
+from dit_sparse.reporting import Cell, Tally
 from dit_sparse.weights import layer_weights
 
 # so few queries behind a longer past are drafted tokens to verify: a decoding step
@@ -64,15 +62,6 @@ def recognised(mask: Tensor) -> Spans:
     whole = valid[:, None] & mask.new_ones(size, size).tril_()
     found = spans(valid[:, None, None].to(torch.int8) * VALID + PAST)
     return found if torch.equal(mask[:, 0], whole) else found._replace(rows=None)
-
-
-@dataclass
-class Tally:
-    """The calls of one layer in one pass; densities stay on the device until a report is read."""
-
-    calls: int = 0
-    densities: list[Tensor] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
 
 
 class TextSession:
@@ -213,11 +202,7 @@ class TextSession:
 
     def cells(self) -> tuple[Cell, ...]:
         """Return what happened in the last generation; reads densities from the device."""
-        found = []
-        for (layer, step), tally in sorted(self.tallies.items()):
-            sparse = tally.calls - sum(tally.reasons.values())
-            total = float(torch.stack(tally.densities).sum()) if tally.densities else 0.0
-            density = (total + tally.calls - len(tally.densities)) / tally.calls
-            reasons = dict(tally.reasons)
-            found.append(Cell("model", layer, step, tally.calls, sparse, density, reasons))
-        return tuple(found)
+        return tuple(
+            tally.cell("model", layer, step)
+            for (layer, step), tally in sorted(self.tallies.items())
+        )
