@@ -7,41 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
+from dit_sparse.commands.options import OUTPUT, option
 from dit_sparse.commands.request import parse_setting
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import as_tuples
 
-RUN, OUTPUT = "Run", "Output"
+RUN = "Run"
 
 
-def _option(panel: str, help: str, *names: str, **extra: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
-
-
-# a switch is named, for else there is a --no-... of each
-Device = Annotated[str, _option(RUN, "auto (default), cpu, cuda or cuda:N.")]
+Device = Annotated[str, option(RUN, "auto (default), cpu, cuda or cuda:N.")]
 Dtype = Annotated[
-    str, _option(RUN, "bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
+    str, option(RUN, "bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
 ]
-Impl = Annotated[str, _option(RUN, "Our kernel: auto (default), triton or torch.")]
-Seconds = Annotated[float, _option(RUN, "Start nothing new after so many seconds.")]
-Quick = Annotated[bool, _option(RUN, "Fewer repetitions: a first look.", "--quick")]
-Out = Annotated[Path | None, _option(OUTPUT, "Write all rows to this .json file.")]
-Plot = Annotated[Path | None, _option(OUTPUT, "Draw them to this .png or .svg file.")]
-Quiet = Annotated[bool, _option(OUTPUT, "Print nothing but the names of the files.", "--quiet")]
-Json = Annotated[bool, _option(OUTPUT, "Print JSON instead of the table.", "--json")]
-Markdown = Annotated[bool, _option(OUTPUT, "Print a Markdown table.", "--markdown")]
-Debug = Annotated[bool, _option(OUTPUT, "Show tracebacks and library warnings.", "--debug")]
+Impl = Annotated[str, option(RUN, "Our kernel: auto (default), triton or torch.")]
+Seconds = Annotated[float, option(RUN, "Start nothing new after so many seconds.")]
+Quick = Annotated[bool, option(RUN, "Fewer repetitions: a first look.", "--quick")]
+Out = Annotated[Path | None, option(OUTPUT, "Write all rows to this .json file.")]
+Plot = Annotated[Path | None, option(OUTPUT, "Draw them to this .png or .svg file.")]
+Quiet = Annotated[bool, option(OUTPUT, "Print nothing but the names of the files.", "--quiet")]
+Json = Annotated[bool, option(OUTPUT, "Print JSON instead of the table.", "--json")]
+Markdown = Annotated[bool, option(OUTPUT, "Print a Markdown table.", "--markdown")]
+Debug = Annotated[bool, option(OUTPUT, "Show tracebacks and library warnings.", "--debug")]
 Shapes = Annotated[
     str | None,
-    _option("Size", "A, B, C (comma-separated) or toy. Default: A, B, C; toy on a CPU."),
+    option("Size", "A, B, C (comma-separated) or toy. Default: A, B, C; toy on a CPU."),
 ]
-Heads = Annotated[int | None, _option("Size", "Own size: query heads (default 12).")]
-HeadDim = Annotated[int | None, _option("Size", "Own size: head dim (default 128).")]
+Heads = Annotated[int | None, option("Size", "Own size: query heads (default 12).")]
+HeadDim = Annotated[int | None, option("Size", "Own size: head dim (default 128).")]
 Set = Annotated[
     list[str] | None,
-    _option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
+    option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
 ]
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -61,31 +57,31 @@ def kernel(
     heads: Heads = None,
     head_dim: HeadDim = None,
     tokens: Annotated[
-        str | None, _option("Size", "Own size: 32k, 8k,32k or 8k..256k, which doubles.")
+        str | None, option("Size", "Own size: 32k, 8k,32k or 8k..256k, which doubles.")
     ] = None,
     density: Annotated[
-        str, _option("Lists", "Shares of the blocks that are kept; default .5,.25,.1,.05.")
+        str, option("Lists", "Shares of the blocks that are kept; default .5,.25,.1,.05.")
     ] = ".5,.25,.1,.05",
-    block_q: Annotated[int, _option("Lists", "Queries per block (default 128).")] = 128,
+    block_q: Annotated[int, option("Lists", "Queries per block (default 128).")] = 128,
     block_kv: Annotated[
-        str, _option("Lists", "Keys per block: 128 (default), 64, or 128,64.")
+        str, option("Lists", "Keys per block: 128 (default), 64, or 128,64.")
     ] = "128",
     spread: Annotated[
-        str, _option("Lists", "Longest list over the shortest: 1 (default), 10, or 1,10.")
+        str, option("Lists", "Longest list over the shortest: 1 (default), 10, or 1,10.")
     ] = "1",
     form: Annotated[
         str,
-        _option(
+        option(
             "Lists",
             "equal (default), or other calls that methods make: boxes, clusters, columns, tail, "
             "listed, choice; comma-separated.",
         ),
     ] = "equal",
     quant: Annotated[
-        str, _option("Lists", "Our products: none (default), fp8, or none,fp8.")
+        str, option("Lists", "Our products: none (default), fp8, or none,fp8.")
     ] = "none",
     alone: Annotated[
-        bool, _option(RUN, "Leave out the block-sparse kernels of others.", "--alone")
+        bool, option(RUN, "Leave out the block-sparse kernels of others.", "--alone")
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -135,15 +131,15 @@ def method(
     head_dim: HeadDim = None,
     tokens: Annotated[
         str | None,
-        _option("Size", "Own lengths, in whole frames of 30 x 52 tokens: 32k, or 8k..256k."),
+        option("Size", "Own lengths, in whole frames of 30 x 52 tokens: 32k, or 8k..256k."),
     ] = None,
     grid: Annotated[
-        str | None, _option("Size", "Own videos: FRAMESxHEIGHTxWIDTH in tokens, e.g. 21x30x52.")
+        str | None, option("Size", "Own videos: FRAMESxHEIGHTxWIDTH in tokens, e.g. 21x30x52.")
     ] = None,
     method: Annotated[
-        str | None, _option("Method", "Comma-separated; default: all that have a budget.")
+        str | None, option("Method", "Comma-separated; default: all that have a budget.")
     ] = None,
-    keep: Annotated[str, _option("Method", "Budgets, comma-separated; default .1.")] = ".1",
+    keep: Annotated[str, option("Method", "Budgets, comma-separated; default .1.")] = ".1",
     set: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -190,21 +186,21 @@ def method(
 @app.command("step")
 def step(
     model: Annotated[
-        str | None, _option("Model", "Comma-separated names of architectures; default: all.")
+        str | None, option("Model", "Comma-separated names of architectures; default: all.")
     ] = None,
     size: Annotated[
-        str | None, _option("Model", "HEIGHTxWIDTHxFRAMES in pixels; default: as published.")
+        str | None, option("Model", "HEIGHTxWIDTHxFRAMES in pixels; default: as published.")
     ] = None,
     tiny: Annotated[
-        bool, _option("Model", "Two narrow layers and a small video: the same code.", "--tiny")
+        bool, option("Model", "Two narrow layers and a small video: the same code.", "--tiny")
     ] = False,
     compile: Annotated[
-        bool, _option("Model", "Compile the blocks, dense and sparse alike.", "--compile")
+        bool, option("Model", "Compile the blocks, dense and sparse alike.", "--compile")
     ] = False,
     method: Annotated[
-        str, _option("Method", "Comma-separated; default pisa. Settings: as published.")
+        str, option("Method", "Comma-separated; default pisa. Settings: as published.")
     ] = "pisa",
-    keep: Annotated[float | None, _option("Method", "Another budget than the published.")] = None,
+    keep: Annotated[float | None, option("Method", "Another budget than the published.")] = None,
     set: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dit_sparse.commands.options import (
+    ATTENTION,
+    MODEL,
+    OUTPUT,
+    SAMPLING,
+    Debug,
+    Device,
+    Files,
+    Frames,
+    Guidance,
+    Height,
+    Model,
+    Negative,
+    Profile,
+    Seed,
+    Set,
+    Steps,
+    Width,
+    option,
+)
 from dit_sparse.commands.request import Request
-
-MODEL, ATTENTION, SAMPLING, OUTPUT = "Model", "Attention", "Sampling", "Output"
-
-
-def _option(panel: str, help: str, *names: str, **extra: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
-
-
-def _switch(panel: str, name: str, help: str) -> Any:
-    # named, for else there is a --no-... of each
-    return _option(panel, help, name)
 
 
 def generate(
@@ -31,13 +40,11 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str, _option(MODEL, "[b]shapes[/b] (built in, default), a hub id or a pipeline folder.")
-    ] = "shapes",
-    device: Annotated[str, _option(MODEL, "auto (default), cpu, cuda or cuda:N.")] = "auto",
+    model: Model = "shapes",
+    device: Device = "auto",
     dtype: Annotated[
         str,
-        _option(
+        option(
             MODEL,
             "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU and for "
             "shapes.",
@@ -45,64 +52,51 @@ def generate(
     ] = "auto",
     compile: Annotated[
         bool,
-        _switch(
-            MODEL, "--compile", "Compile the transformer: a slow first step, then faster ones."
-        ),
+        option(MODEL, "Compile the transformer: a slow first step, then faster ones.", "--compile"),
     ] = False,
     method: Annotated[
         str | None,
-        _option(
+        option(
             ATTENTION, "See `dit-sparse methods`. Default: pisa from 2,000 tokens, dense below."
         ),
     ] = None,
     keep: Annotated[
-        float | None, _option(ATTENTION, "Share of exact attention, above 0 and at most 1.")
+        float | None, option(ATTENTION, "Share of exact attention, above 0 and at most 1.")
     ] = None,
-    profile: Annotated[
-        str | None, _option(ATTENTION, "Settings from a profile: a .toml file or a shipped name.")
-    ] = None,
-    set: Annotated[
-        list[str] | None,
-        _option(ATTENTION, "Any parameter of the method; repeatable.", metavar="KEY=VALUE"),
-    ] = None,
+    profile: Profile = None,
+    set: Set = None,
     quant: Annotated[
-        str, _option(ATTENTION, "fp8: products of 8-bit numbers, where the GPU has them.")
+        str, option(ATTENTION, "fp8: products of 8-bit numbers, where the GPU has them.")
     ] = "none",
     guard: Annotated[
         float | None,
-        _option(
-            ATTENTION, "Largest relative error of a layer, e.g. 0.05; one above it goes dense."
-        ),
+        option(ATTENTION, "Largest relative error of a layer, e.g. 0.05; one above it goes dense."),
     ] = None,
-    steps: Annotated[int | None, _option(SAMPLING, "Denoising steps.")] = None,
-    frames: Annotated[int | None, _option(SAMPLING, "Video frames.")] = None,
-    height: Annotated[int | None, _option(SAMPLING, "Height in pixels.")] = None,
-    width: Annotated[int | None, _option(SAMPLING, "Width in pixels.")] = None,
-    guidance: Annotated[float | None, _option(SAMPLING, "Guidance scale; 1 = none.")] = None,
-    negative: Annotated[str | None, _option(SAMPLING, "What not to show.")] = None,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
     image: Annotated[
         Path | None,
-        _option(SAMPLING, "Start from this PNG or JPEG: image-to-video, image-to-image, editing."),
+        option(SAMPLING, "Start from this PNG or JPEG: image-to-video, image-to-image, editing."),
     ] = None,
-    seed: Annotated[int, _option(SAMPLING, "Same seed, same video (default 0).")] = 0,
-    fps: Annotated[float | None, _option(OUTPUT, "Frames per second of the file.")] = None,
+    seed: Seed = 0,
+    fps: Annotated[float | None, option(OUTPUT, "Frames per second of the file.")] = None,
     out: Annotated[
         Path | None,
-        _option(OUTPUT, "A .mp4, .gif, .webp or .png file, or a folder. Default: named by prompt."),
+        option(OUTPUT, "A .mp4, .gif, .webp or .png file, or a folder. Default: named by prompt."),
     ] = None,
     compare: Annotated[
         bool,
-        _switch(OUTPUT, "--compare", "Also run dense: side-by-side file, PSNR, SSIM, both times."),
+        option(OUTPUT, "Also run dense: side-by-side file, PSNR, SSIM, both times.", "--compare"),
     ] = False,
-    quiet: Annotated[
-        bool, _switch(OUTPUT, "--quiet", "Print nothing but the names of the files.")
-    ] = False,
+    quiet: Files = False,
     json: Annotated[
-        bool, _switch(OUTPUT, "--json", "Print one JSON object instead of the table.")
+        bool, option(OUTPUT, "Print one JSON object instead of the table.", "--json")
     ] = False,
-    debug: Annotated[
-        bool, _switch(OUTPUT, "--debug", "Show tracebacks and all library warnings.")
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Make a video or an image of PROMPT, with sparse attention where it pays.
 

@@ -3,86 +3,92 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+from dit_sparse.commands.options import (
+    OUTPUT,
+    VIDEOS,
+    Compile,
+    Debug,
+    Device,
+    Dtype,
+    Files,
+    FirstSeed,
+    Frames,
+    Guidance,
+    Height,
+    Json,
+    Model,
+    Negative,
+    Prompt,
+    Steps,
+    Width,
+    option,
+)
 
-MODEL, BUDGET, VIDEOS = "Model", "Budget", "On what"
-SEARCH, SAMPLING, OUTPUT = "Search", "Sampling", "Output"
-
-
-def _option(panel: str, help: str, *names: str, **extra: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
+BUDGET, SEARCH = "Budget", "Search"
 
 
 def search(
-    model: Annotated[
-        str, _option(MODEL, "[b]shapes[/b] (built in, default), a hub id or a pipeline folder.")
-    ] = "shapes",
-    device: Annotated[str, _option(MODEL, "auto (default), cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, _option(MODEL, "As in `generate`.")] = "auto",
-    compile: Annotated[bool, _option(MODEL, "Compile the transformer.", "--compile")] = False,
+    model: Model = "shapes",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compile: Compile = False,
     budget_error: Annotated[
         float | None,
-        _option(BUDGET, "Largest relative error of attention outputs, e.g. .1 (default)."),
+        option(BUDGET, "Largest relative error of attention outputs, e.g. .1 (default)."),
     ] = None,
     budget_psnr: Annotated[
-        float | None, _option(BUDGET, "Least PSNR against dense in dB, tried on real videos.")
+        float | None, option(BUDGET, "Least PSNR against dense in dB, tried on real videos.")
     ] = None,
     speedup: Annotated[
-        float | None, _option(BUDGET, "How many times faster than dense a generation should be.")
+        float | None, option(BUDGET, "How many times faster than dense a generation should be.")
     ] = None,
     candidate: Annotated[
         list[str] | None,
-        _option(
+        option(
             SEARCH,
             'What a head may get, e.g. "pisa keep=.25"; repeatable. Dense is always one.',
             metavar="TEXT",
         ),
     ] = None,
-    parts: Annotated[int, _option(SEARCH, "Parts of the steps with a table each.")] = 3,
+    parts: Annotated[int, option(SEARCH, "Parts of the steps with a table each.")] = 3,
     sensitivity: Annotated[
         bool,
-        _option(
+        option(
             SEARCH,
             "Weigh errors by what they do to a video (default), or all alike.",
             "--sensitivity/--alike",
         ),
     ] = True,
     rule: Annotated[
-        str, _option(SEARCH, "best (default), or paper: the greedy rule of Sparse-vDiT.")
+        str, option(SEARCH, "best (default), or paper: the greedy rule of Sparse-vDiT.")
     ] = "best",
-    eps: Annotated[float | None, _option(SEARCH, "Of the paper's rule (default 1).")] = None,
+    eps: Annotated[float | None, option(SEARCH, "Of the paper's rule (default 1).")] = None,
     penalty: Annotated[
-        float | None, _option(SEARCH, "Its lambda, the weight of the density (default .5).")
+        float | None, option(SEARCH, "Its lambda, the weight of the density (default .5).")
     ] = None,
     prompts: Annotated[
-        Path | None, _option(VIDEOS, "Prompts from a text file, one a line (default: built in).")
+        Path | None, option(VIDEOS, "Prompts from a text file, one a line (default: built in).")
     ] = None,
-    prompt: Annotated[
-        list[str] | None, _option(VIDEOS, "A prompt; repeatable.", metavar="TEXT")
-    ] = None,
+    prompt: Prompt = None,
     count: Annotated[
-        int | None, _option(VIDEOS, "So many of the prompts (default 2, of a file all).")
+        int | None, option(VIDEOS, "So many of the prompts (default 2, of a file all).")
     ] = None,
     checks: Annotated[
-        int, _option(VIDEOS, "On so many of them a found profile is tried (default 2).")
+        int, option(VIDEOS, "On so many of them a found profile is tried (default 2).")
     ] = 2,
-    seed: Annotated[int, _option(VIDEOS, "The first seed (default 0).")] = 0,
-    steps: Annotated[int | None, _option(SAMPLING, "Denoising steps.")] = None,
-    frames: Annotated[int | None, _option(SAMPLING, "Video frames.")] = None,
-    height: Annotated[int | None, _option(SAMPLING, "Height in pixels.")] = None,
-    width: Annotated[int | None, _option(SAMPLING, "Width in pixels.")] = None,
-    guidance: Annotated[float | None, _option(SAMPLING, "Guidance scale; 1 = none.")] = None,
-    negative: Annotated[str | None, _option(SAMPLING, "What not to show.")] = None,
-    out: Annotated[Path | None, _option(OUTPUT, "The profile (default MODEL--mixed.toml).")] = None,
-    quiet: Annotated[
-        bool, _option(OUTPUT, "Print nothing but the names of the files.", "--quiet")
-    ] = False,
-    json: Annotated[bool, _option(OUTPUT, "Print JSON instead of the table.", "--json")] = False,
-    debug: Annotated[
-        bool, _option(OUTPUT, "Show tracebacks and all library warnings.", "--debug")
-    ] = False,
+    seed: FirstSeed = 0,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    out: Annotated[Path | None, option(OUTPUT, "The profile (default MODEL--mixed.toml).")] = None,
+    quiet: Files = False,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Find the method and budget of every head, by what each loses and what it costs here.
 
