@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.commands.attention import Choice, choose
-from dit_sparse.commands.job import FPS, file_name
-from dit_sparse.commands.loading import Loaded, checked, folder_for, loaded
+from dit_sparse.commands.job import FPS, checked, file_name
+from dit_sparse.commands.loading import Loaded, folder_for, loaded, prompts_of
 from dit_sparse.commands.request import Request, parse_setting
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
@@ -79,7 +79,7 @@ class Order:
         checked(self.request)
         # a wrong method or parameter shows before a model is loaded
         self._cases(self.model)
-        prompts = self._prompts()
+        prompts = prompts_of(self, self.count, COUNT)
         with hushed(self.debug):
             model = loaded(self.request, self.screen)
             cases, claims = self._cases(model.name)
@@ -182,30 +182,7 @@ class Order:
         at_least(0, probes=self.probes)
         if not self.seconds > 0:
             raise ArgumentError(f"--seconds {self.seconds:g} must be above 0")
-        request = Request(
-            "any", self.model, self.device, self.dtype, self.compile, steps=self.steps,
-            frames=self.frames, height=self.height, width=self.width, guidance=self.guidance,
-            negative=self.negative, seed=self.seed, out=Path.cwd(), debug=self.debug,
-        )  # fmt: skip
-        request.check()
-        return request
-
-    def _prompts(self) -> list[str]:
-        """Return the prompts."""
-        from dit_sparse.commands.model import BUILT_IN
-        from dit_sparse.quality import prompts
-        from dit_sparse.world import held_out_prompts
-
-        if self.prompt and self.prompts:
-            raise ArgumentError("--prompt and --prompts both say what to show; give one of them")
-        if self.prompt or self.prompts:
-            found = list(dict.fromkeys(self.prompt or ())) or prompts.read(self.prompts or Path())
-            if not all(text.strip() for text in found):
-                raise ArgumentError("--prompt is empty; say what to show")
-            return found[: self.count]
-        count = self.count or COUNT
-        # training never saw these
-        return held_out_prompts(count) if self.model == BUILT_IN else prompts.general(count)
+        return Request.of(self, out=Path.cwd())
 
     def _cases(self, model: str) -> tuple[list[Any], list[Any]]:
         """Return the cases, with the settings shipped for a model, and the claims of --cases."""

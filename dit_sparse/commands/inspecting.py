@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.commands.attention import DEFAULT, Choice, choose
-from dit_sparse.commands.loading import Loaded, checked, folder_for, loaded
+from dit_sparse.commands.job import checked
+from dit_sparse.commands.loading import Loaded, folder_for, loaded, own_prompts
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Screen, hushed
@@ -79,7 +80,7 @@ class Order:
         count = max(dit_sparse.report(model.pipe).layers.values())
         layers, heads, steps = places
         heads = None if heads == "all" else heads
-        layers, steps = _sparse(method.schedule, layers, steps, count, total)
+        layers, steps = sparse_places(method.schedule, layers, steps, count, total)
         least = len(layers) * len(heads or range(1)) * len(steps)
         if least > MOST:
             raise ArgumentError(
@@ -119,23 +120,14 @@ class Order:
 
     def _request(self) -> Request:
         """Return the generation that is looked into, checked."""
-        from dit_sparse.commands.model import BUILT_IN
-        from dit_sparse.quality.prompts import general
-        from dit_sparse.world import held_out_prompts
-
-        prompt = self.prompt
-        if prompt is None:
-            prompt = (held_out_prompts if self.model == BUILT_IN else general)(1)[0]
+        prompt = own_prompts(self.model, 1)[0] if self.prompt is None else self.prompt
         method = self.method or (None if self.profile else DEFAULT)
         if method == "dense":
             raise ArgumentError("--method dense keeps everything; name a sparse method")
-        request = Request(
-            prompt, self.model, self.device, self.dtype, method=method, keep=self.keep,
-            profile=self.profile, set=tuple(self.set or ()), steps=self.steps, frames=self.frames,
-            height=self.height, width=self.width, guidance=self.guidance, seed=self.seed,
-            out=Path.cwd(), debug=self.debug,
+        request = Request.of(
+            self, prompt, method=method, keep=self.keep, profile=self.profile,
+            set=tuple(self.set or ()), out=Path.cwd(),
         )  # fmt: skip
-        request.check()
         return replace(request, out=None)
 
 
@@ -158,10 +150,13 @@ def _patch(text: str) -> tuple[int, int, int]:
     return frame, row, column
 
 
-def _sparse(
+def sparse_places(
     schedule: Schedule, layers: Any, steps: Any, count: int, total: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the layers and steps to look at, which must be there and sparse."""
+    """Return the layers and steps to look at, which must be there and sparse.
+
+    layers, steps: numbers, "all" or None, some of them; count, total: of layers and steps there.
+    """
     at = [[schedule.at(n, s, total) == "sparse" for s in range(total)] for n in range(count)]
     where = [n for n in range(count) if any(at[n])]
     when = [s for s in range(total) if any(row[s] for row in at)]

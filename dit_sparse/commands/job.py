@@ -102,14 +102,9 @@ def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
     """
     # a wrong method or parameter shows before a model is loaded
     choose(request, request.model)
-    place = locate(request.model)
-    device_of(request.device)
+    place, trained, asked = checked(request)
     if isinstance(place, str):
         go_offline_without_network()
-    trained = Trained.read(place)
-    asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
-    if request.image is None:
-        trained.check({**trained.default, **asked})
     warn_of_words(request.prompt, trained, screen)
     if processes is not None and processes.ranks > 1:
         from dit_sparse.integrations.processes import join
@@ -143,6 +138,21 @@ def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
     if request.compile:
         compile_parts(pipe)
     return job
+
+
+def checked(request: Request) -> tuple[Path | str, Trained, dict[str, Any]]:
+    """Return the model's place, what it was trained for, and the arguments that were asked for.
+
+    Raises where the request cannot work, as far as no model is needed to know.
+    """
+    place = locate(request.model)
+    device_of(request.device)
+    trained = Trained.read(place)
+    asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
+    if request.image is None:
+        # a picture has a say in the size
+        trained.check({**trained.default, **asked})
+    return place, trained, asked
 
 
 def warn_of_words(prompt: str, trained: Trained, screen: Screen) -> None:

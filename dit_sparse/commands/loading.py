@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.commands.job import NAMES, call_arguments
+from dit_sparse.commands.job import call_arguments, checked
 from dit_sparse.commands.model import (
     BUILT_IN,
     Geometry,
     Trained,
     compile_parts,
-    device_of,
     go_offline_without_network,
     load,
-    locate,
 )
 from dit_sparse.commands.request import Request, writable
 from dit_sparse.commands.screen import Screen
@@ -52,19 +50,6 @@ class Loaded:
         }
 
 
-def checked(request: Request) -> tuple[Path | str, Trained, dict[str, Any]]:
-    """Return the model's place, what it was trained for, and the arguments that were asked for.
-
-    Raises where the request cannot work, as far as no model is needed to know.
-    """
-    place = locate(request.model)
-    device_of(request.device)
-    trained = Trained.read(place)
-    asked = {NAMES[k]: v for k in NAMES if (v := getattr(request, k)) is not None}
-    trained.check({**trained.default, **asked})
-    return place, trained, asked
-
-
 def loaded(request: Request, screen: Screen) -> Loaded:
     """Load the model of a request and check the request against it."""
     place, trained, asked = checked(request)
@@ -82,6 +67,34 @@ def loaded(request: Request, screen: Screen) -> Loaded:
     del arguments["prompt"], arguments["output_type"]
     name = model_name(pipe) or request.model
     return Loaded(pipe, name, trained, arguments, request.model == BUILT_IN)
+
+
+def own_prompts(model: str, count: int, seed: int = 0) -> list[str]:
+    """Return prompts for a model when nobody gave any.
+
+    seed: another seed, other prompts of the built-in model; its training saw none of them.
+    """
+    from dit_sparse.quality.prompts import general
+    from dit_sparse.world import held_out_prompts
+
+    return held_out_prompts(count, seed) if model == BUILT_IN else general(count)
+
+
+def prompts_of(order: Any, count: int | None, default: int, seed: int = 0) -> list[str]:
+    """Return the prompts of --prompt or --prompts, else `own_prompts`.
+
+    count: at most so many; None: all that were given, `default` of the own ones.
+    """
+    from dit_sparse.quality.prompts import read
+
+    if order.prompt and order.prompts:
+        raise ArgumentError("--prompt and --prompts both say what to show; give one of them")
+    if not order.prompt and not order.prompts:
+        return own_prompts(order.model, count or default, seed)
+    found = list(dict.fromkeys(order.prompt)) if order.prompt else read(order.prompts)
+    if not all(text.strip() for text in found):
+        raise ArgumentError("--prompt is empty; say what to show")
+    return found[:count]
 
 
 def folder_for(folder: Path) -> Path:

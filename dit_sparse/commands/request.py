@@ -20,6 +20,12 @@ DTYPES = {
     "float16": "float16", "fp16": "float16",
 }  # fmt: skip
 
+# the arguments by which any command that generates says what with
+SHARED = (
+    "model", "device", "dtype", "compile", "steps", "frames", "height", "width", "guidance",
+    "negative", "seed", "debug",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,6 +57,17 @@ class Request:
     json: bool = False
     debug: bool = False
     prompts: Path | None = None
+
+    @classmethod
+    def of(cls, order: Any, prompt: str = "any", **more: Any) -> Request:
+        """Return the checked generations of another command: its model, its sampling arguments.
+
+        order: that command's arguments. more: further fields, by name.
+        """
+        shared = {name: getattr(order, name) for name in SHARED if hasattr(order, name)}
+        request = cls(prompt, **shared, **more)
+        request.check()
+        return request
 
     def check(self) -> None:
         """Raise `ArgumentError` for the first argument that cannot work with any model."""

@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.commands.job import file_name
-from dit_sparse.commands.loading import Loaded, checked, folder_for, loaded
+from dit_sparse.commands.job import checked, file_name
+from dit_sparse.commands.loading import Loaded, folder_for, loaded, prompts_of
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.sampling import sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
@@ -59,7 +59,8 @@ class Order:
     def carry_out(self) -> None:
         """Search, and write what was found."""
         self.screen = Screen(self.quiet, self.json)
-        request, texts = self._request(), self._prompts()
+        request = self._request()
+        texts = prompts_of(self, self.count, COUNT, seed=OTHERS)
         candidates = self._candidates()
         out = self.out or Path(f"{file_name(self.model.replace('/', ' '))}--mixed.toml")
         if out.suffix != ".toml" or out.is_dir():
@@ -183,14 +184,7 @@ class Order:
         for name, value in paper.items():
             if value is not None and not value >= 0:
                 raise ArgumentError(f"{name} {value:g} must be 0 or more")
-        request = Request(
-            "any", model=self.model, device=self.device, dtype=self.dtype, compile=self.compile,
-            steps=self.steps, frames=self.frames, height=self.height, width=self.width,
-            guidance=self.guidance, negative=self.negative, seed=self.seed, out=Path.cwd(),
-            debug=self.debug,
-        )  # fmt: skip
-        request.check()
-        return request
+        return Request.of(self, out=Path.cwd())
 
     def _candidates(self) -> Any:
         """Return what a head may get."""
@@ -201,24 +195,6 @@ class Order:
         # TOML wants a digit before the point
         given = [re.sub(r"=\.(?=\d)", "=0.", text) for text in self.candidate or ()]
         return candidates(lettered(given) if given else DEFAULT)
-
-    def _prompts(self) -> list[str]:
-        """Return the prompts."""
-        from dit_sparse.commands.model import BUILT_IN
-        from dit_sparse.quality import prompts
-        from dit_sparse.world import held_out_prompts
-
-        if self.prompt and self.prompts:
-            raise ArgumentError("--prompt and --prompts both say what to show; give one of them")
-        if self.prompt or self.prompts:
-            found = list(dict.fromkeys(self.prompt or ())) or prompts.read(self.prompts or Path())
-            if not all(text.strip() for text in found):
-                raise ArgumentError("--prompt is empty; say what to show")
-            return found[: self.count]
-        count = self.count or COUNT
-        if self.model != BUILT_IN:
-            return prompts.general(count)
-        return held_out_prompts(count, seed=OTHERS)
 
 
 def _short(value: Any) -> Any:
