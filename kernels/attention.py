@@ -163,16 +163,15 @@ def _attention_op(
     Tensor | None, col_group: int, tail: Tensor | None, row_mask: Tensor | None, q_order:
     Tensor | None, causal: bool, scale: float, impl: str, quant: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, _ = allocate(q, v.shape[-1])
-    result = _dispatch(
+    out, lse = _dispatch(
         q, k, v, kv_count, kv_index, q_size, q_offsets, kv_size, kv_offsets, col_k, col_v,
         col_bias, col_mask, col_count, col_index, col_group, tail, row_mask, q_order, causal, scale,
         impl, quant,
     )  # fmt: skip
-    if result[0].stride() == out.stride():
-        return result
     # torch and reference return their own memory order; the op promises the one of `allocate`
-    return out.copy_(result[0]), result[1]
+    if q.stride(1) < q.stride(2):
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
+    return out.contiguous(), lse
 
 
 @_attention_op.register_fake

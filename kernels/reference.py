@@ -99,6 +99,47 @@ def block_sparse_attention(
     )
 
 
+def decode_attention(
+    q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor | None, kv_index: Tensor, *, page: int,
+    choice: Tensor | None = None, table: Tensor | None = None, lengths: Tensor | None = None, scale:
+    float | None = None, math_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute decode.decode_attention densely over every page of every sequence."""
+    (batch, heads, _, dim), group = q.shape, q.shape[1] // k.shape[1]
+    if table is not None:
+        # [B, N, Hkv, page, D] -> [B, Hkv, N * page, D]
+        k, v = (x[table.long()].transpose(1, 2).flatten(2, 3) for x in (k, v))
+    tokens, device = k.shape[2], q.device
+    n = -(-tokens // page)
+    if kv_count is None:
+        kv_count = kv_index.new_full(kv_index.shape[:3], kv_index.shape[3])
+    chosen = dense_mask(kv_count, kv_index, n).repeat_interleave(group, 1)
+    if choice is not None:
+        chosen = chosen & (choice != 0)[:, :, None]
+    seen = chosen.repeat_interleave(page, 3)[..., :tokens]
+    if lengths is not None:
+        ends = lengths[:, None, None, None]
+        seen = seen & (torch.arange(tokens, device=device) < ends)
+        # what stands behind a sequence may be anything
+        k, v = (x.masked_fill((torch.arange(tokens, device=device) >= ends).mT, 0) for x in (k, v))
+    dtype = _math(q, math_dtype)
+    keys, values = (per_head(x, batch, heads).to(dtype) for x in (k, v))
+    scale = dim**-0.5 if scale is None else scale
+    logits = (q.to(dtype) @ keys.mT * scale).masked_fill(~seen, float("-inf"))
+    lse = torch.logsumexp(logits, -1)
+    p = (logits - lse.masked_fill(lse.isinf(), 0)[..., None]).exp()
+    out = p @ values
+    lse = lse.to(dtype if dtype == torch.float64 else torch.float32)
+    return out.to(q.dtype if math_dtype is None else dtype), lse
+
+
+def page_scores(q: Tensor, k: Tensor, *, page: int) -> Tensor:
+    """Compute decode.page_scores from the means of all pages."""
+    dtype = _math(q)
+    mean = q.to(dtype).unflatten(1, (k.shape[1], -1)).mean(2)
+    return mean @ pool_blocks(k, page, dtype=dtype).mT
+
+
 def pool_blocks(
     x: Tensor,
     blocks: Cut | int,

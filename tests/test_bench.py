@@ -97,6 +97,25 @@ def test_methods_are_checked_and_timed(name, monkeypatch):
     assert row.wrong and row.ms is None and not row.stages and "small video" in row.why
 
 
+def test_stages_are_timed_after_a_first_call(monkeypatch):
+    """A call that compiles its kernel would be timed as seconds of compiling."""
+    made = []
+    inner = method.KernelCall.__call__
+    monkeypatch.setattr(method, "SMALL", SMALL)
+    monkeypatch.setattr(
+        method.KernelCall, "__call__", lambda self: made.append(self) or inner(self)
+    )
+
+    class Later(Timer):
+        def ms(self, call):
+            assert not isinstance(call, method.KernelCall) or call in made
+            return 1.0
+
+    case = method.Case(Shape.video("v", 1, 16, SMALL), "pisa", 0.3)
+    row = list(method.run([case], Later(CPU), torch.float32, impl="torch"))[-1]
+    assert set(row.stages) == set(method.STAGES), row.why
+
+
 def test_text_is_in_the_small_check(monkeypatch):
     """A method on a video with text is checked with text."""
     monkeypatch.setattr(method, "SMALL", SMALL)

@@ -156,6 +156,32 @@ def test_refused(args, words, monkeypatch):
     check(run(*args), 2, words)
 
 
+def test_guard(monkeypatch):
+    """Each method is timed without and with the guard, which is there in the second alone."""
+    it, seen = replace(case("wan2.1-1.3b", ("draft",)), guard=0.9), []
+    enable = dit_sparse.api.enable
+
+    def spy(model, method, **options):
+        seen.append(options.get("guard"))
+        return enable(model, method, **options)
+
+    monkeypatch.setattr("dit_sparse.api.enable", spy)
+    with torch.no_grad():
+        rows = list(step.run([it], Once(CPU), torch.float32))[2:]
+    assert [r.label for r in rows] == ["draft", "draft guard 0.9"] and all(r.ms for r in rows)
+    assert seen == [None, None, 0.9]
+
+
+def test_a_first_look_profiles_no_dense_step(monkeypatch):
+    profiled = []
+    monkeypatch.setattr(step, "parts", lambda call, device: profiled.append(1) or {})
+    for quick, count in ((True, 2), (False, 3)):
+        profiled.clear()
+        with torch.no_grad():
+            list(step.run([case("wan2.1-1.3b")], Once(CPU, quick), torch.float32))
+        assert len(profiled) == count
+
+
 def test_weights_that_do_not_fit(monkeypatch):
     monkeypatch.setattr("dit_sparse.bench.architectures.free_bytes", lambda device: 1 << 30)
     shown = run("bench", "step", "--model", "wan2.1-14b", "--device", "cpu")

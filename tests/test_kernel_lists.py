@@ -26,6 +26,8 @@ ROWS = {
     "group 8 holds the maximum": {"heads": 1, "columns": 50, "group": 8, "gain": 8.0, "column_gain":
         4.0, "keep": 0.3, "tail": True},
     "group 8 causal": {"heads": 1, "columns": 50, "group": 8, "causal": True, "s_kv": 100},
+    "group 1 causal, grouped, a past before": {"columns": 100, "group": 1, "causal": True, "s_kv":
+        100, "heads": 4, "kv_heads": 2, "bias": False, "q_blocks": 64},
     "group 8 variable": {"columns": 50, "group": 8, "q_blocks": LOOSE_Q, "kv_blocks": LOOSE_KV,
         "s_q": 51, "s_kv": 60},
     "queries": {"per_query": 2},

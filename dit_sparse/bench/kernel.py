@@ -41,8 +41,12 @@ def by_shape(
     timer: Timer,
     dtype: torch.dtype,
     rows: Callable[[Any, QKV], Iterable[Row]],
+    dense: Callable[[Shape, QKV, Timer], Iterable[Row]] | None = None,
 ) -> Iterator[Row]:
-    """Yield the dense rows of each new shape, then the rows of its cases on the same tensors."""
+    """Yield the dense rows of each new shape, then the rows of its cases on the same tensors.
+
+    dense: makes the former, `dense_rows` unless given.
+    """
     shape, x, why = None, None, ""
     for case in cases:
         if case.shape != shape:
@@ -50,7 +54,7 @@ def by_shape(
             why = no_room(shape, timer.device, dtype, case.pairs)
             if not why:
                 x = draw(shape, timer.device, dtype)
-                yield from dense_rows(shape, x, timer)
+                yield from (dense or dense_rows)(shape, x, timer)
         if x is None:
             yield replace(case.row, why=why)
         else:
@@ -102,10 +106,19 @@ def timed(
     build: returns the call to time. check: takes its result and returns the error as a share of
     the bound, if it has one; what it refuses is not timed.
     """
-    try:
+
+    def find() -> Row:
         call = build()
         error = check(call())
         return replace(row, error=error, ms=timer.ms(call))
+
+    return guarded(row, find)
+
+
+def guarded(row: Row, find: Callable[[], Row]) -> Row:
+    """Return what `find` finds, or the row with the reason why it finds nothing."""
+    try:
+        return find()
     except NotTimed as error:
         return replace(row, why=str(error), wrong=error.wrong)
     except torch.OutOfMemoryError:

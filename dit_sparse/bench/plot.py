@@ -1,4 +1,4 @@
-"""A run as a picture: time against density and against length, or the bars of steps."""
+"""A run as a picture: time against density, time or memory against length, or the bars of steps."""
 
 from __future__ import annotations
 
@@ -81,15 +81,23 @@ def _by_density(place: Any, result: Result, shape: Shape, rows: list[Row]) -> No
     _dress(place, f"{shape.name}: {shape.describe()}", "density")
 
 
-def _by_length(place: Any, result: Result) -> None:
-    """Draw time against length with the fitted exponent of each series."""
+def _by_length(
+    place: Any, result: Result, what: str = "time", unit: float = 1.0, unit_name: str = "ms"
+) -> None:
+    """Draw what was measured against length with the fitted exponent of each series."""
     for colour, (key, rows) in zip(_colours(), result.series().items(), strict=False):
         keep = f" {key[2]:.3g}" if key[1] else ""
         label = f"{key[0]}{keep}: tokens^{exponent(rows):.2f}"
-        x, y = [r.shape.tokens for r in rows], [r.ms for r in rows]
+        x, y = [r.shape.tokens for r in rows], [(r.amount or 0) / unit for r in rows]
         place.plot(x, y, marker="o", markersize=4, color=colour, label=label,
                    ls="-" if key[1] else ":")  # fmt: skip
-    _dress(place, "time against length", "tokens")
+    _dress(place, f"{what} against length", "tokens", unit_name)
+
+
+def _memory(result: Result) -> list[Any]:
+    """Return the panel of memory against length."""
+    options = {"what": "memory beyond q, k, v", "unit": 2.0**30, "unit_name": "GiB"}
+    return [partial(_by_length, result=result, **options)]
 
 
 def _steps(result: Result) -> list[Any]:
@@ -126,9 +134,9 @@ def _stages(result: Result) -> list[Any]:
 
 def _shares(row: Row) -> list[float]:
     """Return the ms of the parts of a method's bar: kept blocks, the kernel's extras, the rest."""
-    ms, kernel, kept = row.ms or 0.0, row.stages["kernel"], row.stages["kept"]
-    kernel = min(ms, kernel)
-    kept = min(kernel, kept)
+    ms = row.ms or 0.0
+    kernel = min(ms, row.stages["kernel"])
+    kept = min(kernel, row.stages.get("kept", kernel))
     return [kept, kernel - kept, ms - kernel]
 
 
@@ -164,11 +172,11 @@ def _label(place: Any, rows: list[Row], axis: str) -> None:
     place.tick_params(axis="x", labelsize=8)
 
 
-def _dress(place: Any, title: str, axis: str) -> None:
+def _dress(place: Any, title: str, axis: str, unit: str = "ms") -> None:
     """Make both axes logarithmic, with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    place.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms")
+    place.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
     for line in (place.xaxis, place.yaxis):
         line.set_major_locator(LogLocator(subs=(1, 2, 5)))
         line.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
@@ -194,4 +202,10 @@ def _methods(result: Result) -> list[Any]:
     return _attention(result) if len(budgets) > 1 or result.series() else _stages(result)
 
 
-PANELS = {"kernel": _attention, "method": _methods, "step": _steps}
+PANELS = {
+    "kernel": _attention,
+    "method": _methods,
+    "step": _steps,
+    "memory": _memory,
+    "lm": _attention,
+}

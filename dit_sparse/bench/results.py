@@ -15,13 +15,20 @@ from dit_sparse.media import part_file, publish
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of one self-attention call, batch 1; grid: what its tokens mean, if anything."""
+    """The size of one self-attention call; grid: what its tokens mean, if anything.
+
+    Of a language model: kv_heads, as many as heads where they are None; batch, None for 1; phase:
+    "prefill" is causal, in "decode" a sequence has one query.
+    """
 
     name: str
     heads: int
     tokens: int
     head_dim: int
     grid: Grid | None = None
+    kv_heads: int | None = None
+    batch: int | None = None
+    phase: str | None = None
 
     @classmethod
     def video(cls, name: str, heads: int, head_dim: int, grid: Grid) -> Shape:
@@ -30,15 +37,26 @@ class Shape:
 
     def flops(self, density: float = 1.0) -> float:
         """Return the useful operations: two products of 2 d operations per computed pair."""
-        return density * 4 * self.heads * self.tokens**2 * self.head_dim
+        pairs = self.tokens * {"decode": 1, "prefill": (self.tokens + 1) / 2}.get(
+            self.phase or "", self.tokens
+        )
+        return density * 4 * (self.batch or 1) * self.heads * pairs * self.head_dim
 
-    def bytes(self, itemsize: int) -> int:
-        """Return the least traffic: q, k, v read once and the output written once."""
-        return 4 * self.heads * self.tokens * self.head_dim * itemsize
+    def bytes(self, itemsize: int, density: float = 1.0) -> int:
+        """Return the least traffic: q, k, v read once and the output written once.
+
+        In decoding, the kept keys alone are read.
+        """
+        is_step = self.phase == "decode"
+        keys = (self.kv_heads or self.heads) * self.tokens * (density if is_step else 1)
+        queries = self.heads * (1 if is_step else self.tokens)
+        return round(2 * (self.batch or 1) * (keys + queries) * self.head_dim * itemsize)
 
     def describe(self) -> str:
         """Write the size as the tables of this project do."""
-        return f"H{self.heads} N{self.tokens} d{self.head_dim}"
+        groups = "" if self.kv_heads is None else f"/{self.kv_heads}"
+        batch = "" if self.batch is None else f" x{self.batch}"
+        return f"H{self.heads}{groups} N{self.tokens} d{self.head_dim}{batch}"
 
 
 # Wan2.1-1.3B at 480p, a quarter of HunyuanVideo's heads at 720p, CogVideoX-5B: lengths that blocks
@@ -60,7 +78,7 @@ VIDEO_SHAPES = {
 # what a row's JSON also tells: methods of Result
 DERIVED = ("tflops", "against_dense", "of_limit", "over_kept", "attention", "whole_run")
 # left out of a row's JSON where they say nothing
-RARE = ("wrong", "foreign", "dense_steps")
+RARE = ("wrong", "foreign", "dense_steps", "bytes")
 # what a step is called whose self-attention returns v
 WITHOUT = "without attention"
 
@@ -75,6 +93,7 @@ class Row:
     Python, where ms is that of a CUDA graph. error: of the output, as a share of its bound. why:
     the reason it was not timed; wrong: that its output is wrong, or that ours failed. stages: ms of
     each stage by itself. dense_steps: share of a generation's steps that a method leaves dense.
+    bytes: held at once beyond the inputs, where memory is what was measured.
     """
 
     shape: Shape
@@ -90,6 +109,12 @@ class Row:
     foreign: bool = False
     stages: dict[str, float] = field(default_factory=dict)
     dense_steps: float = 0.0
+    bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def amount(self) -> float | None:
+        """What was measured: the time, or the memory of the whole call; None when nothing was."""
+        return self.bytes.get("call", self.ms)
 
     @property
     def ours(self) -> bool:
@@ -114,12 +139,12 @@ class Limits:
     def ms(self, shape: Shape, density: float) -> float:
         """Return the least time of an attention call: the slower of its products and traffic."""
         products = shape.flops(density) / self.tflops / 1e9
-        return max(products, shape.bytes(self.itemsize) / self.gbs / 1e6)
+        return max(products, shape.bytes(self.itemsize, density) / self.gbs / 1e6)
 
 
 @dataclass
 class Result:
-    """One run. kind: kernel, method or step; kernel: (name, reason) of our implementation."""
+    """One run. kind: kernel, method, step, memory or lm; kernel: (name, reason) of ours."""
 
     kind: str
     machine: dict[str, Any]
@@ -167,13 +192,16 @@ class Result:
         return max(0.0, 1 - (rows[0].ms or 0.0) / row.ms)
 
     def series(self) -> dict[tuple, list[Row]]:
-        """Return the timed rows that differ in length alone, by length: three or more of each."""
+        """Return the rows that differ in length alone, by length: three or more of each."""
         found: dict[tuple, list[Row]] = {}
         for row in self.rows if self.kind != "step" else ():
-            if row.ms is not None:
+            if row.amount is not None:
                 # a length may round the density that was asked for
                 keep = row.settings.get("keep", row.density)
-                key = (row.label, row.sparse, keep, row.shape.heads, row.shape.head_dim)
+                shape = row.shape
+                label = " ".join([row.label, *([shape.phase] if shape.phase else [])])
+                label += "" if shape.batch is None else f" x{shape.batch}"
+                key = (label, row.sparse, keep, shape.heads, shape.head_dim)
                 found.setdefault(key, []).append(row)
         for rows in found.values():
             rows.sort(key=lambda r: r.shape.tokens)
@@ -232,8 +260,8 @@ def _row(data: dict[str, Any]) -> Row:
 
 
 def exponent(rows: list[Row]) -> float:
-    """Return p of the best fit ms = c tokens^p, by least squares on logarithms."""
-    points = [(math.log(r.shape.tokens), math.log(r.ms)) for r in rows if r.ms]
+    """Return p of the best fit amount = c tokens^p, by least squares on logarithms."""
+    points = [(math.log(r.shape.tokens), math.log(r.amount)) for r in rows if r.amount]
     x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     spread = sum((a - x) ** 2 for a, _ in points)
     return sum((a - x) * (b - y) for a, b in points) / spread

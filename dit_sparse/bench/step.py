@@ -42,7 +42,10 @@ BACKENDS = {"cudnn": "_native_cudnn", "flash": "_native_flash"}
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture at a size, with the methods to set against dense."""
+    """An architecture at a size, with the methods to set against dense.
+
+    guard: time every method also with a quality guard of this bound.
+    """
 
     architecture: Architecture
     size: Size
@@ -50,6 +53,7 @@ class Case:
     params: tuple[tuple[str, Any], ...] = ()
     small: bool = False
     compiled: bool = False
+    guard: float | None = None
 
     @property
     def shape(self) -> Shape:
@@ -159,14 +163,18 @@ def _rows(case: Case, model: Any, timer: Timer, dtype: torch.dtype, impl: str) -
         row = Row(case.shape, WITHOUT, density=0.0)
         yield _timed(row, timer, step, partial(api.enable, model, FREE), _finite)
         for name in case.methods:
-            yield _sparse_row(case, name, model, timer, step, impl)
+            for guard in dict.fromkeys((None, case.guard)):
+                yield _sparse_row(case, name, guard, model, timer, step, impl)
     finally:
         api.disable(model)
 
 
-def _sparse_row(case: Case, name: str, model: Any, timer: Timer, step: Call, impl: str) -> Row:
+def _sparse_row(
+    case: Case, name: str, guard: float | None, model: Any, timer: Timer, step: Call, impl: str
+) -> Row:
     """Time a step under one method; not before the method holds its bound on a small video."""
     method, settings, dense_steps = case.method(name)
+    watched = {} if guard is None else {"guard": guard}
     density = 1.0
 
     def check(out: Tensor) -> float:
@@ -179,8 +187,8 @@ def _sparse_row(case: Case, name: str, model: Any, timer: Timer, step: Call, imp
         density = report.density
         return verify(method, out, case.shape, impl, {})
 
-    row = Row(case.shape, name, settings=settings, dense_steps=dense_steps)
-    enable = partial(api.enable, model, method, impl=impl)
+    row = Row(case.shape, name, settings={**settings, **watched}, dense_steps=dense_steps)
+    enable = partial(api.enable, model, method, impl=impl, **watched)
     return replace(_timed(row, timer, step, enable, check), density=density)
 
 
@@ -208,7 +216,9 @@ def _timed(
 
     def checked(out: Tensor) -> Any:
         share = check(out)
-        stages.update(parts(step, timer.device))
+        # one more step, which takes half a minute where attention is dense
+        if row.sparse or not timer.quick:
+            stages.update(parts(step, timer.device))
         return share
 
     return replace(timed(row, timer, build, checked), stages=stages)

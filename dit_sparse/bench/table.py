@@ -27,7 +27,25 @@ def ms(value: float | None) -> str:
 
 
 def _density(row: Row) -> str:
-    return f"{row.density:.3g}" if row.ms is not None else ""
+    return f"{row.density:.3g}" if row.amount is not None else ""
+
+
+def _gib(value: float | None) -> str:
+    """Write a number of bytes in GiB with three digits."""
+    return "" if value is None else f"{value / 2**30:.3g}"
+
+
+def _rate(result: Result, row: Row) -> str:
+    """Write the traffic of a decoding step, in GB/s."""
+    if row.shape.phase != "decode" or not row.ms:
+        return ""
+    return ms(row.shape.bytes(result.limits.itemsize, row.density) / row.ms / 1e6)
+
+
+def _per_token(row: Row) -> str:
+    """Write the bytes of a call for each token of each head."""
+    held = row.bytes.get("call")
+    return "" if held is None else f"{held / row.shape.heads / row.shape.tokens:.0f}"
 
 
 COMMON: dict[str, Cell] = {
@@ -63,14 +81,27 @@ COLUMNS: dict[str, dict[str, Cell]] = {
         **ERROR,
         **{name: lambda _, row, name=name: ms(row.stages.get(name)) for name in PARTS},
     },
+    "lm": {
+        **COMMON,
+        **ATTENTION,
+        "GB/s": lambda result, row: _rate(result, row),
+        **ERROR,
+    },
+    "memory": {
+        **{title: COMMON[title] for title in ("shape", "size", "what", "density")},
+        "q, k, v, GiB": lambda result, row: _gib(0.75 * row.shape.bytes(result.limits.itemsize)),
+        "plan, GiB": lambda _, row: _gib(row.bytes.get("plan")),
+        "call, GiB": lambda _, row: _gib(row.bytes.get("call")),
+        "bytes per token and head": lambda _, row: _per_token(row),
+    },
 }
 
 
 def rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Return the titles and the text of every timed row, without columns that say nothing."""
-    timed = [row for row in result.rows if row.ms is not None]
+    """Return the titles and the text of every measured row, without columns that say nothing."""
+    found = [row for row in result.rows if row.amount is not None]
     columns = {
-        title: [cell(result, row) for row in timed] for title, cell in COLUMNS[result.kind].items()
+        title: [cell(result, row) for row in found] for title, cell in COLUMNS[result.kind].items()
     }
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
@@ -80,7 +111,9 @@ def line(row: Row) -> str:
     """Write a row in one line, as it is shown while the run goes on."""
     what = f"{row.shape.name} {row.label}"
     what += f" keep {row.settings['keep']:g}" if "keep" in row.settings else ""
-    return f"{what}: {ms(row.ms)} ms" if row.ms is not None else f"{what}: not run: {row.why}"
+    if row.amount is None:
+        return f"{what}: not run: {row.why}"
+    return f"{what}: {_gib(row.bytes['call'])} GiB" if row.bytes else f"{what}: {ms(row.ms)} ms"
 
 
 def notes(result: Result) -> Iterator[str]:
@@ -92,10 +125,11 @@ def notes(result: Result) -> Iterator[str]:
     yield f"kernel: {result.kernel[0]} ({result.kernel[1]})"
     for key, series in result.series().items():
         at = "" if not key[1] else f" keep {key[2]:g}"
-        yield f"{key[0]}{at}: time grows as tokens^{exponent(series):.2f}"
+        what = "memory" if result.kind == "memory" else "time"
+        yield f"{key[0]}{at}: {what} grows as tokens^{exponent(series):.2f}"
     seen: dict[tuple[str, str], list[str]] = {}
     for row in result.rows:
-        if row.ms is None:
+        if row.amount is None:
             places = seen.setdefault((row.what, row.why), [])
             places += [row.shape.name] if row.shape.name not in places else []
     for (what, why), places in seen.items():

@@ -1,4 +1,4 @@
-"""`dit-sparse bench`: kernel, method and step timings against the fastest dense attention."""
+"""`dit-sparse bench`: times against the fastest dense attention, and memory."""
 
 from __future__ import annotations
 
@@ -157,30 +157,50 @@ def method(
     run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
     run.check()
     from dit_sparse.bench import method as measure
-    from dit_sparse.bench.results import VIDEO_SHAPES, Shape
-    from dit_sparse.core import Grid
+    from dit_sparse.bench.results import VIDEO_SHAPES
 
     at_least(1, heads=heads, head_dim=head_dim)
     shapes = _shapes(shape, VIDEO_SHAPES, run, heads, head_dim, tokens, grid)
     if shapes is None:
-        videos = sizes(grid, "--grid", "21x30x52") if grid else []
-        videos += [(max(1, round(n / 1560)), 30, 52) for n in lengths(tokens)] if tokens else []
-        videos = videos or [(21, 30, 52)]
-        shapes = [
-            Shape.video("x".join(map(str, v)), heads or 12, head_dim or 128, Grid(*v))
-            for v in videos
-        ]
-    names = [name.strip() for name in method.split(",")] if method else measure.names()
-    budgets, params = numbers(keep, "--keep", 0, 1), _params(set, names if method else [])
-    cases = [
-        measure.Case(size, name, budget, params)
-        for size in shapes
-        for name in names
-        for budget in budgets
-    ]
-    for case in cases:
-        case.build()
-    run.carry_out("method", cases, measure.run)
+        shapes = _videos(grid, tokens, heads, head_dim) or _videos(None, "32k", heads, head_dim)
+    run.carry_out("method", _methods(shapes, method, keep, set), measure.run)
+
+
+@app.command("memory")
+def memory(
+    tokens: Annotated[
+        str | None,
+        option("Size", "Lengths, in whole frames of 30 x 52 tokens; default 32k..512k."),
+    ] = None,
+    grid: Annotated[
+        str | None, option("Size", "Also videos: FRAMESxHEIGHTxWIDTH in tokens, e.g. 21x45x80.")
+    ] = None,
+    heads: Heads = None,
+    head_dim: HeadDim = None,
+    method: Annotated[
+        str | None, option("Method", "Comma-separated; default: all that have a budget.")
+    ] = None,
+    keep: Annotated[str, option("Method", "Budgets, comma-separated; default .1.")] = ".1",
+    set: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    impl: Impl = "auto",
+    seconds: Seconds = 3600,
+    out: Out = None,
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the most memory that methods hold beyond q, k and v, and how it grows with length."""
+    run = Run(device, dtype, impl, seconds, True, out, plot, quiet, json, markdown, debug)
+    run.check()
+    from dit_sparse.bench import memory as measure
+
+    at_least(1, heads=heads, head_dim=head_dim)
+    shapes = _videos(grid, tokens, heads, head_dim) or _videos(None, "32k..512k", heads, head_dim)
+    run.carry_out("memory", _methods(shapes, method, keep, set), measure.run)
 
 
 @app.command("step")
@@ -201,6 +221,9 @@ def step(
         str, option("Method", "Comma-separated; default pisa. Settings: as published.")
     ] = "pisa",
     keep: Annotated[float | None, option("Method", "Another budget than the published.")] = None,
+    guard: Annotated[
+        float | None, option("Method", "Time each also with a quality guard of this bound.")
+    ] = None,
     set: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -238,7 +261,7 @@ def step(
     if keep is not None:
         params["keep"] = numbers(f"{keep:g}", "--keep", 0, 1)[0]
     cases = [
-        measure.Case(a, s, names, tuple(params.items()), tiny, compile)
+        measure.Case(a, s, names, tuple(params.items()), tiny, compile, guard)
         for a in models
         for s in asked or (a.small if tiny else a.sizes)
     ]
@@ -271,6 +294,32 @@ def _shapes(names: str | None, known: dict[str, Any], run: Run, *own: object) ->
             raise ArgumentError(f"--shape {names} and an own size: give one of them")
         return None
     return named(names or ("A,B,C" if run.on_gpu else "toy"), "--shape", known)
+
+
+def _videos(
+    grid: str | None, tokens: str | None, heads: int | None, head_dim: int | None
+) -> list[Any]:
+    """Return the shapes of the videos of --grid, and of those of --tokens in whole frames."""
+    from dit_sparse.bench.results import Shape
+    from dit_sparse.core import Grid
+
+    videos = sizes(grid, "--grid", "21x30x52") if grid else []
+    videos += [(max(1, round(n / 1560)), 30, 52) for n in lengths(tokens)] if tokens else []
+    return [
+        Shape.video("x".join(map(str, v)), heads or 12, head_dim or 128, Grid(*v)) for v in videos
+    ]
+
+
+def _methods(shapes: list[Any], method: str | None, keep: str, set: list[str] | None) -> list[Any]:
+    """Return every method at every shape and budget; raise for one that cannot be built."""
+    from dit_sparse.bench.method import Case, names
+
+    chosen = [name.strip() for name in method.split(",")] if method else names()
+    budgets, params = numbers(keep, "--keep", 0, 1), _params(set, chosen if method else [])
+    cases = [Case(size, name, b, params) for size in shapes for name in chosen for b in budgets]
+    for case in cases:
+        case.build()
+    return cases
 
 
 def _params(given: list[str] | None, names: list[str]) -> tuple[tuple[str, Any], ...]:

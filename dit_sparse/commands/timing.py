@@ -1,4 +1,4 @@
-"""From the arguments of `bench` to rows, files and a table; what its three commands share."""
+"""From the arguments of `bench` to rows, files and a table; what its commands share."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Run:
                 within(cases, self.seconds, late), timer, dtype, self.impl, **options
             ):
                 # the same reason again is news to nobody
-                if row.ms is not None or (row.what, row.why) not in {
+                if row.amount is not None or (row.what, row.why) not in {
                     (r.what, r.why) for r in result.rows
                 }:
                     screen.say(table.line(row))
@@ -113,7 +113,7 @@ class Run:
                 # whoever ends a long run keeps what it has
                 self._write(result)
             result.rows += late
-        if not any(row.ms is not None for row in result.rows):
+        if not any(row.amount is not None for row in result.rows):
             raise RuntimeError(f"nothing was timed: {result.rows[-1].why}")
         self._write(result)
         self.show(result)

@@ -13,8 +13,9 @@ from dit_sparse.arranged import arranged, cut, restored
 from dit_sparse.compute.remainder import Drop, Remainder
 from dit_sparse.core import QKV, Context, Plan, on_device
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.attention import block_sparse_attention, kernel
+from dit_sparse.kernels.attention import block_sparse_attention, implementation, kernel
 from dit_sparse.kernels.contract import QUANTS, Cut
+from dit_sparse.kernels.decode import decode_attention
 from dit_sparse.kernels.lists import pack_lists
 
 # queries that choose for themselves are listed in tiles of this many, with the union of their
@@ -41,6 +42,8 @@ class Attend:
 
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        if isinstance(self.remainder, Drop) and self.quant == "none" and decodes(x, plan, ctx):
+            return decoded(x, plan, ctx)
         moved, rows = arranged(x, plan.layout, ctx), plan.layout.q
         columns, tail = self.remainder(moved, plan, ctx)
         q_blocks, row_mask, choice = cut(rows), None, ctx.cache.get("choice")
@@ -83,6 +86,34 @@ def chosen(ctx: Context, *tensors: Tensor, **shape: Any) -> str:
     if torch.compiler.is_compiling():
         return ctx.impl
     return ctx.once("kernel", lambda: kernel(*tensors, **shape, impl=ctx.impl))[0]
+
+
+def decodes(x: QKV, plan: Plan, ctx: Context) -> bool:
+    """Tell whether a call is a step of decoding that the kernel for it takes."""
+    cols, wanted = plan.layout.kv, torch.is_grad_enabled() and any(t.requires_grad for t in x)
+    if x.q.shape[2] > 1 or cols.offsets is not None or cols.order is not None or wanted:
+        return False
+    name = implementation(x.q)[0] if ctx.impl == "auto" else ctx.impl
+    return name == "triton" and not torch.compiler.is_compiling()
+
+
+def decoded(x: QKV, plan: Plan, ctx: Context) -> Tensor:
+    """Return the attention of the one query of each sequence to its kept blocks, [B, H, 1, Dv].
+
+    The heads of a key head read the union of their lists together, and each sees its own.
+    """
+    keep, groups = plan.level[:, :, 0] == 1, x.k.shape[1]
+    shared = keep.unflatten(1, (groups, -1)).any(2)
+    lists = pack_lists(shared[:, :, None], impl=ctx.impl)
+    ctx.once("kernel", lambda: ("triton", f"one query of each sequence; {implementation(x.q)[1]}"))
+    return decode_attention(
+        *x,
+        *lists,
+        page=plan.layout.kv.size,
+        choice=None if groups == x.q.shape[1] else keep,
+        scale=ctx.scale,
+        impl=ctx.impl,
+    )[0]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dit_sparse.compute.attend import Dense
 from dit_sparse.constants import constant
 from dit_sparse.core import QKV, Context, Method
+from dit_sparse.integrations.parts import in_parts
 from dit_sparse.reporting import Cell, Tally
 from dit_sparse.weights import layer_weights
 
@@ -62,6 +63,11 @@ def recognised(mask: Tensor) -> Spans:
     whole = valid[:, None] & mask.new_ones(size, size).tril_()
     found = spans(valid[:, None, None].to(torch.int8) * VALID + PAST)
     return found if torch.equal(mask[:, 0], whole) else found._replace(rows=None)
+
+
+def _middle(rows: slice, past: int) -> float:
+    """Return the mean number of keys that some queries see."""
+    return past + (rows.start + rows.stop + 1) / 2
 
 
 class TextSession:
@@ -193,12 +199,18 @@ class TextSession:
             state=state,
             weights=layer_weights(self.method, layer, x.q.device, "model"),
         )
-        plan = self.method.plan(x, call)
-        out = self.method.compute(x, plan, call)
-        if "kernel" in call.cache:
-            name, why = call.cache["kernel"]
-            self.implementations[name] = why
-        return out, plan.density()
+        outs, works, past = [], [], x.k.shape[2] - x.q.shape[2]
+        for rows, part, own in in_parts(self.method, x, call):
+            plan = self.method.plan(part, own)
+            outs.append(self.method.compute(part, plan, own))
+            # of the pairs that the part sees
+            works.append(plan.density() * ((rows.stop - rows.start) * _middle(rows, past)))
+            if "kernel" in own.cache:
+                name, why = own.cache["kernel"]
+                self.implementations[name] = why
+        pairs = x.q.shape[2] * _middle(slice(0, x.q.shape[2]), past)
+        out = outs[0] if len(outs) == 1 else torch.cat(outs[::-1], 2)
+        return out, torch.stack(works).sum() / pairs
 
     def cells(self) -> tuple[Cell, ...]:
         """Return what happened in the last generation; reads densities from the device."""

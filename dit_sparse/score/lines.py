@@ -42,7 +42,9 @@ class Lines:
         v_j = sum_r p_rj,   s_d = sum_r p_r,(pos_r - d),   p = softmax of the last `last` queries
     the first `sink` columns and the slashes below `local` come before all others.
     B: blocks of `size` keys, ranked in each row by mean q . mean k.
-    heads: one such shape per head, of each layer; empty: `shape` for all. Used by MInference.
+    heads: one such shape per head, of each layer; empty: `shape` for all. Where a call comes in
+    parts (ctx.cache["parts"], the last one first), the lines are those of the last part.
+    Used by MInference.
     """
 
     shape: str = "V 1000 6096"
@@ -110,20 +112,26 @@ class Lines:
         self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, columns: int, slashes: int
     ) -> Tensor:
         """Score keys by the better of their column and the slashes over them."""
-        column, slash = line_masses(q[:, :, -self.last :], k, ctx.scale)
         size, (start, key) = layout.q.size, _starts(layout, q.device)
-        column, slash = (
-            -_rank(mass.index_fill(-1, key[:first], float("inf"))) / max(count, least)
-            for mass, first, count, least in (
-                (column, self.sink, columns, self.sink),
-                (slash, self.local, slashes, 50),
+        parts, name = ctx.cache.get("parts", {}), ("lines", columns, slashes)
+        if name not in parts:
+            column, slash = (
+                -_rank(mass.index_fill(-1, key[:first], float("inf"))) / max(count, least)
+                for mass, first, count, least in zip(
+                    line_masses(q[:, :, -self.last :], k, ctx.scale),
+                    (self.sink, self.local),
+                    (columns, slashes),
+                    (self.sink, 50),
+                    strict=True,
+                )
             )
-        )
-        # a key t before the last query of a block is covered by the slashes t - size + 1 to t
-        cover = F.max_pool1d(F.pad(slash, (size - 1, size), value=NEVER), size, 1)
+            # a key t before the last query of a block is covered by the slashes t - size + 1 to t
+            cover = F.max_pool1d(F.pad(slash, (size - 1, size), value=NEVER), size, 1)
+            parts[name] = column, cover
+        column, cover = parts[name]
         before = start[:, None] + size - 1 - key
-        score = cover[..., before.clamp(min=0)].masked_fill(before < 0, NEVER)
-        return torch.maximum(score, column[:, :, None])
+        score = cover[..., before.clamp(min=0)].masked_fill_(before < 0, NEVER)
+        return torch.maximum(score, column[:, :, None, : len(key)])
 
     def _blocks(self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, count: int) -> Tensor:
         """Score keys by the rank of their block."""
