@@ -13,6 +13,9 @@ from dit_sparse.errors import ArgumentError, UnknownNameError
 from dit_sparse.registry import get
 from dit_sparse.schedule import Schedule
 
+# what a model gets when no method is named: what was found for it, else what is good everywhere
+FOUND, ALL_ROUND = "mixed", "pisa"
+FORMAT = 1  # also of files older than the number
 TABLES = {"profile": ("model", "method"), "params": None, "schedule": None, "measured": None}
 LARGEST = 1 << 20  # bytes; a profile is a few lines
 
@@ -44,13 +47,20 @@ class Profile:
         method = get(self.method, **{**self.params, **params}).with_quant(self.quant)
         return method.with_schedule(Schedule(**self.schedule) if self.schedule else None)
 
+    def elsewhere(self, device: str) -> str:
+        """Return a note when the profile was measured on another device than `device`, else ""."""
+        where = str(self.measured.get("device", device))
+        if device.lower() in where.lower():
+            return ""
+        return f"profile {self.model}--{self.method} was measured on {where}, not on {device}"
+
     def to_toml(self) -> str:
         """Return the profile as TOML text."""
         import tomli_w
 
-        head = {"model": self.model, "method": self.method, "quant": self.quant}
-        if self.quant == "none":
-            del head["quant"]
+        head = {"format": FORMAT, "model": self.model, "method": self.method}
+        if self.quant != "none":
+            head["quant"] = self.quant
         tables: dict[str, Any] = {"profile": head}
         for name in ("params", "schedule", "measured"):
             if getattr(self, name):
@@ -61,9 +71,7 @@ class Profile:
     def from_toml(cls, text: str, source: str = "profile") -> Profile:
         """Read a profile from TOML text; `source` names it in error messages."""
         if len(text) > LARGEST:
-            raise ArgumentError(
-                f"{source}: {len(text)} characters; a profile has at most {LARGEST}"
-            )
+            raise ArgumentError(f"{source}: {len(text)} characters; {LARGEST} are the most")
         try:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -78,7 +86,13 @@ class Profile:
         wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
         if wrong:
             raise ArgumentError(f"{source}: {wrong[0]} must be a table")
-        head = tables.get("profile", {})
+        head = dict(tables.get("profile", {}))
+        written = head.pop("format", FORMAT)
+        if type(written) is not int or not 1 <= written <= FORMAT:
+            raise ArgumentError(
+                f"{source}: format = {str(written)[:20]} is not known here; this version reads "
+                f"{FORMAT}: update dit-sparse, or write the profile again"
+            )
         names = set(head) - {"quant"}
         if names != {"model", "method"} or not all(isinstance(v, str) for v in head.values()):
             raise ArgumentError(
@@ -127,3 +141,9 @@ def find(model: str, method: str) -> Profile | None:
         return None
     text = resources.files("dit_sparse.profiles").joinpath(f"{name}.toml").read_text("utf-8")
     return Profile.from_toml(text, name)
+
+
+def unnamed(model: str | None) -> Profile | str:
+    """Return what a model gets when no method is named."""
+    named = (find(model, method) for method in (FOUND, ALL_ROUND) if model)
+    return next(filter(None, named), ALL_ROUND)

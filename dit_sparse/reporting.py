@@ -96,7 +96,8 @@ class Report:
 
     model: class name. method: registered name, or the method's repr. steps: of the generation, 0
     when unknown. layers: self-attention layers of each transformer. implementations: kernel
-    implementations that ran, with the reason of the choice. guard: None when off.
+    implementations that ran, with the reason of the choice. guard: None when off. share: of
+    self-attention in the arithmetic of a step, None before the first call.
     """
 
     model: str
@@ -108,6 +109,7 @@ class Report:
     implementations: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     guard: Guarded | None = None
+    share: float | None = None
 
     @property
     def calls(self) -> int:

@@ -36,7 +36,7 @@ class Sparse:
 
         method: a name or a `Method`; its parameters stand among the options, the rest goes to
         diffusers. profile: settings instead of `method`. With neither, the `dit_sparse.toml`
-        saved beside the model decides, else the method is "pisa". impl, quant, guard: as in
+        saved beside the model decides, else `enable` does. impl, quant, guard: as in
         `enable`. dtype and torch_dtype are one.
         """
         from dit_sparse.integrations.diffusers import enable, parameters
@@ -48,8 +48,8 @@ class Sparse:
         chosen = profile if method is None else method
         if isinstance(chosen, str) and chosen == profile:
             chosen = Path(chosen)
-        if chosen is None:
-            chosen = saved if saved.is_file() else "pisa"
+        if chosen is None and saved.is_file():
+            chosen = saved
         if isinstance(chosen, Path):
             chosen = Profile.load(chosen)
         params = _split(parameters(chosen), options)

@@ -45,8 +45,6 @@ def load(path: str | Path = "shapes", method: Any = None, **options: Any) -> Any
         if not (folder / "model_index.json").is_file():
             raise DitSparseError(f"model='shapes' is not in this installation: {folder} is empty")
         path = str(folder)
-        if method is None and options.get("profile") is None:
-            method = "pisa"
         if isinstance(method, str):
             # settings made for this model; what the caller gives takes precedence
             method = find("shapes", method) or method

@@ -77,6 +77,36 @@ def test_hostile_profiles(tmp_path, method):
             assert str(path) in str(error) and "\n" not in str(error)
 
 
+@pytest.mark.parametrize("written", ["2", "0", "true", '"1"', "1.0", "[]", "9" * 300])
+def test_other_formats_are_refused(tmp_path, written):
+    path = tmp_path / "p.toml"
+    path.write_text(GOOD.replace("[profile]", f"[profile]\nformat = {written}"))
+    with pytest.raises(ArgumentError, match=r"p\.toml: format = .* update dit-sparse") as caught:
+        Profile.load(path)
+    assert len(str(caught.value)) < 200 + len(str(path))
+
+
+def test_older_files_and_this_format_are_the_same():
+    older = Profile.from_toml(GOOD)
+    assert "format = 1" in older.to_toml() and Profile.from_toml(older.to_toml()) == older
+
+
+@pytest.mark.parametrize(
+    ("measured", "device", "noted"),
+    [
+        ({"device": "NVIDIA H200"}, "NVIDIA H200", False),
+        ({"device": "NVIDIA H200"}, "NVIDIA H100 80GB HBM3", True),
+        ({"device": "CPU, 2 cores, float32"}, "CPU", False),
+        ({"device": "CPU, 2 cores, float32"}, "NVIDIA H200", True),
+        ({"device": 3}, "CPU", True),
+        ({}, "CPU", False),
+    ],
+)
+def test_another_device_is_noted(measured, device, noted):
+    note = Profile("m", "pisa", measured=measured).elsewhere(device)
+    assert bool(note) == noted and (not noted or (device in note and "m--pisa" in note))
+
+
 def test_missing_profile(tmp_path):
     with pytest.raises(ArgumentError, match="is no file"):
         Profile.load(tmp_path / "none.toml")

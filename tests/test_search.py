@@ -35,7 +35,9 @@ def problem(seed=0, heads=3, fixed=0.3):
     errors = torch.rand(2, 2, heads, 4, generator=g, dtype=torch.float64)
     errors[..., 0] = 0
     each = torch.tensor([1.0, 0.5, 0.3, 0.1], dtype=torch.float64)
-    return Problem(errors, (1, 3), torch.full_like(each, fixed), each, torch.ones(2, 2))
+    return Problem(
+        errors, (1, 3), torch.full_like(each, fixed), each, torch.ones(2, 2), torch.ones(4), 0.1
+    )
 
 
 @pytest.fixture
@@ -54,7 +56,8 @@ def test_choice_is_the_best_of_all(price):
         def cost(heads, p=p, n=n):
             lost = sum(float(of.errors[p, n, h, c]) for h, c in enumerate(heads))
             time = sum(float(of.each[c]) for c in heads)
-            return time + price * lost + sum(float(of.fixed[c]) for c in set(heads))
+            launches = sum(float(of.fixed[c]) for c in set(heads))
+            return time + price * lost + launches + of.split * (len(set(heads)) - 1)
 
         best = min(map(cost, product(range(4), repeat=3)))
         assert cost(found[p, n].tolist()) == pytest.approx(best)
@@ -167,7 +170,7 @@ def test_search_goes_on_where_it_was(start, model):
     whole = start()
     params = whole.for_error(0.3)
     got = whole.measured(params)
-    assert get("mixed", **params) and whole.error(params) <= 0.3 and got["psnr"] > 10
+    assert whole.problem.error(whole.choice(params)) <= 0.3 and got["psnr"] > 10
     count = len(whole.made)
     again = start()
     assert again.for_error(0.3) == params and again.measured(params) == got and not again.made
@@ -181,6 +184,12 @@ def test_search_goes_on_where_it_was(start, model):
     assert 0 < len(rest.made) < count
     facts = whole.facts(params)
     assert 0 <= facts["alike"]["videos"] <= 1 and len(facts["weights"]) == 2
+    seconds = []
+    for psnr in (10.0, 40.0):
+        aimed = whole.for_psnr(psnr)
+        assert whole.measured(aimed)["psnr"] >= psnr
+        seconds.append(whole.problem.seconds(whole.choice(aimed)))
+    assert seconds[0] <= seconds[1] <= whole.problem.seconds(whole.problem.dense())
     with pytest.raises(ArgumentError, match="not enabled"):
         dit_sparse.integrations.diffusers.progress(model)
 

@@ -10,20 +10,21 @@ from typing import Any
 from dit_sparse.commands.request import Request
 from dit_sparse.errors import ArgumentError, DitSparseError
 from dit_sparse.parameters import as_tuples, like
+from dit_sparse.profile import ALL_ROUND, unnamed
 
-DEFAULT = "pisa"
 # below this many tokens attention is so small a part of a step that choosing blocks costs more
 WORTHWHILE = 2000
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method to run: its value, its name, its parameters, and why it was chosen."""
+    """A method to run: its value, its name, its parameters, why it was chosen, its profile."""
 
     name: str
     value: Any
     params: dict[str, Any]
     reason: str = ""
+    profile: Any = None
 
     @property
     def label(self) -> str:
@@ -32,6 +33,9 @@ class Choice:
 
         defaults = entry(self.name).parameters
         shown = {k: v for k, v in self.params.items() if v != defaults[k] or (k == "keep" and v)}
+        if self.name == "mixed":
+            # tables are for files
+            shown = {k: v for k, v in shown.items() if not isinstance(v, list | tuple)}
         return " ".join([self.name, *(f"{k}={_text(v)}" for k, v in shown.items())])
 
 
@@ -45,9 +49,9 @@ def choose(request: Request, model: str) -> Choice | None:
     if request.method is not None:
         return _of_name(request.method, request.params, model)
     # a budget, or a comparison with dense, asks for the sparse default whatever the size
-    if request.params or request.compare:
-        return _of_name(DEFAULT, request.params, model, "default method")
-    return None
+    if request.params:
+        return _of_name(ALL_ROUND, request.params, model, "default method")
+    return _unnamed(model, "default method", request.quant) if request.compare else None
 
 
 def saved(place: Path | str) -> Choice | None:
@@ -56,13 +60,22 @@ def saved(place: Path | str) -> Choice | None:
     return _of_profile(str(path), {}) if path.is_file() else None
 
 
-def default(tokens: int | None, model: str) -> Choice:
-    """Return the default method: `pisa` from 2,000 tokens (or when unknown), dense below."""
+def default(tokens: int | None, model: str, quant: str = "none") -> Choice:
+    """Return the default: sparse from 2,000 tokens (or when unknown), dense below."""
     if tokens is None:
-        return _of_name(DEFAULT, {}, model, "default method")
-    name = DEFAULT if tokens >= WORTHWHILE else "dense"
-    side = "sparse pays from" if name == DEFAULT else "too few for sparse, which pays from"
-    return _of_name(name, {}, model, f"default: {tokens:,} tokens, {side} {WORTHWHILE:,}")
+        return _unnamed(model, "default method", quant)
+    if tokens >= WORTHWHILE:
+        pays = f"default: {tokens:,} tokens, sparse pays from {WORTHWHILE:,}"
+        return _unnamed(model, pays, quant)
+    why = f"default: {tokens:,} tokens, too few for sparse, which pays from {WORTHWHILE:,}"
+    return _of_name("dense", {}, model, why)
+
+
+def _unnamed(model: str, reason: str, quant: str) -> Choice:
+    """Return the profile found for a model, else the method that is good everywhere."""
+    # a number format is of single methods
+    found = unnamed(model) if quant == "none" else ALL_ROUND
+    return _of_name(found if isinstance(found, str) else found.method, {}, model, reason)
 
 
 def _of_name(name: str, params: dict[str, Any], model: str, reason: str = "") -> Choice:
@@ -79,7 +92,7 @@ def _of_name(name: str, params: dict[str, Any], model: str, reason: str = "") ->
         reason = "; ".join(filter(None, (reason, f"settings of profile {model}--{name}{draft}")))
     try:
         chosen = {**known, **(preset.params if preset else {}), **params}
-        return Choice(name, build(**params), chosen, reason)
+        return Choice(name, build(**params), chosen, reason, preset)
     except DitSparseError:
         raise
     except (TypeError, ValueError) as error:
@@ -111,7 +124,7 @@ def _of_profile(name: str, params: dict[str, Any]) -> Choice:
     params = _checked(profile.method, known, params)
     reason = f"profile {name}" + (" (a draft: nobody has measured it)" if profile.is_draft else "")
     chosen = {**known, **profile.params, **params}
-    return Choice(profile.method, profile.build(**params), chosen, reason)
+    return Choice(profile.method, profile.build(**params), chosen, reason, profile)
 
 
 def _shipped(name: str) -> Any:

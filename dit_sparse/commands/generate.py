@@ -57,7 +57,9 @@ def generate(
     method: Annotated[
         str | None,
         option(
-            ATTENTION, "See `dit-sparse methods`. Default: pisa from 2,000 tokens, dense below."
+            ATTENTION,
+            "See `dit-sparse methods`. Default: what was found for the model, else pisa; dense "
+            "below 2,000 tokens.",
         ),
     ] = None,
     keep: Annotated[

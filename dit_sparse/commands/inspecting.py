@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.commands.attention import DEFAULT, Choice, choose
+from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import checked
 from dit_sparse.commands.loading import Loaded, folder_for, loaded, own_prompts
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError
+from dit_sparse.profile import ALL_ROUND
 from dit_sparse.schedule import Schedule
 
 LAYERS, HEADS = 4, 4  # how many are drawn when nobody says
@@ -121,7 +122,7 @@ class Order:
     def _request(self) -> Request:
         """Return the generation that is looked into, checked."""
         prompt = own_prompts(self.model, 1)[0] if self.prompt is None else self.prompt
-        method = self.method or (None if self.profile else DEFAULT)
+        method = self.method or (None if self.profile else ALL_ROUND)
         if method == "dense":
             raise ArgumentError("--method dense keeps everything; name a sparse method")
         request = Request.of(

@@ -12,6 +12,7 @@ from dit_sparse import media
 from dit_sparse.commands.job import Job, attach, names_of
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.errors import ArgumentError
+from dit_sparse.integrations.gain import told
 from dit_sparse.schedule import Schedule
 
 UNSTEADY = "some steps took far longer than others (a busy machine?): repeat before you trust times"
@@ -35,6 +36,48 @@ def compare(job: Job) -> None:
     """Generate dense and sparse from the same noise and write both files."""
     path, pair, replaces = names_of(job)
     assert pair is not None
+    dense, sparse = both(job)
+    if not job.writes:
+        return
+    from dit_sparse.metrics import SMALLEST, psnr, ssim
+
+    job.screen.say("comparing and writing")
+    noise = psnr(sparse.frames, dense.frames)
+    likeness = None
+    if min(dense.frames.shape[1:3]) >= SMALLEST:
+        likeness = ssim(sparse.frames, dense.frames)
+    labels = f"dense  {_s(dense.denoising)}", f"{job.choice.label}  {_s(sparse.denoising)}"
+    path = media.write(path, sparse.frames, job.fps, overwrite=replaces)
+    panels = media.side_by_side(dense.frames, sparse.frames, labels)
+    pair = media.write(pair, panels, job.fps, overwrite=replaces)
+    ratio = dense.denoising / sparse.denoising if sparse.denoising else math.nan
+    data = {
+        **_facts(job, sparse, path),
+        "compare": {
+            "out": str(pair),
+            "psnr": noise if math.isfinite(noise) else None,
+            "ssim": likeness,
+            "identical": not math.isfinite(noise),
+            "speedup": ratio if math.isfinite(ratio) else None,
+            "steady": steady(dense, sparse),
+            "dense_seconds": _seconds(job, dense),
+        },
+    }
+    rows = [
+        *_rows(job, sparse, path),
+        ("side by side", str(pair)),
+        ("denoising", f"dense {_s(dense.denoising)}, {job.choice.name} {_s(sparse.denoising)}: "
+                      f"{faster(ratio)}"),
+        ("median step", f"dense {_s(dense.step)}, {job.choice.name} {_s(sparse.step)}"),
+        ("likeness", _likeness(noise, likeness)),
+        *([] if steady(dense, sparse) else [("note", UNSTEADY)]),
+        *_notes(sparse),
+    ]  # fmt: skip
+    job.screen.result(data, rows, [path, pair])
+
+
+def both(job: Job) -> tuple[Run, Run]:
+    """Generate dense and sparse from the same noise, both warmed up; returns them in this order."""
     # each way once, one step and no decoding, untimed: start-up costs belong to neither
     job.screen.say("warming up both ways, one step each")
     at_once = replace(job.choice, value=job.choice.value.with_schedule(Schedule()))
@@ -53,43 +96,7 @@ def compare(job: Job) -> None:
     dense = _timed(job, "dense")
     attach(job, job.choice)
     sparse = _timed(job, job.choice.name)
-    if not job.writes:
-        return
-    from dit_sparse.metrics import SMALLEST, psnr, ssim
-
-    job.screen.say("comparing and writing")
-    noise = psnr(sparse.frames, dense.frames)
-    likeness = None
-    if min(dense.frames.shape[1:3]) >= SMALLEST:
-        likeness = ssim(sparse.frames, dense.frames)
-    labels = f"dense  {_s(dense.denoising)}", f"{job.choice.label}  {_s(sparse.denoising)}"
-    path = media.write(path, sparse.frames, job.fps, overwrite=replaces)
-    both = media.side_by_side(dense.frames, sparse.frames, labels)
-    pair = media.write(pair, both, job.fps, overwrite=replaces)
-    ratio = dense.denoising / sparse.denoising if sparse.denoising else math.nan
-    data = {
-        **_facts(job, sparse, path),
-        "compare": {
-            "out": str(pair),
-            "psnr": noise if math.isfinite(noise) else None,
-            "ssim": likeness,
-            "identical": not math.isfinite(noise),
-            "speedup": ratio if math.isfinite(ratio) else None,
-            "steady": steady(dense, sparse),
-            "dense_seconds": _seconds(job, dense),
-        },
-    }
-    rows = [
-        *_rows(job, sparse, path),
-        ("side by side", str(pair)),
-        ("denoising", f"dense {_s(dense.denoising)}, {job.choice.name} {_s(sparse.denoising)}: "
-                      f"{_ratio(ratio)}"),
-        ("median step", f"dense {_s(dense.step)}, {job.choice.name} {_s(sparse.step)}"),
-        ("likeness", _likeness(noise, likeness)),
-        *([] if steady(dense, sparse) else [("note", UNSTEADY)]),
-        *_notes(sparse),
-    ]  # fmt: skip
-    job.screen.result(data, rows, [path, pair])
+    return dense, sparse
 
 
 def steady(dense: Run, sparse: Run) -> bool:
@@ -118,6 +125,7 @@ def _facts(job: Job, run: Run, path: Path) -> dict[str, Any]:
         "params": {k: list(v) if isinstance(v, tuple) else v for k, v in choice.params.items()},
         "reason": choice.reason or None,
         "density": run.density,
+        "attention_share": report.share if report is not None else None,
         "dense_calls": dict(report.reasons) if report is not None else {},
         "implementations": dict(report.implementations) if report is not None else {},
         "frames": frames,
@@ -164,9 +172,11 @@ def _notes(run: Run) -> list[tuple[str, str]]:
     """Say which calls stayed dense and why: sparse attention must not be silently off."""
     if run.report is None:
         return []
+    at_stake = run.report.share
+    stake = [] if at_stake is None else [("at stake", told(at_stake))]
     dense = [(f"{count} calls: {why}") for why, count in run.report.reasons.items()]
     rows = [("kept dense" if i == 0 else "", text) for i, text in enumerate(dense)]
-    return rows + [("note", note) for note in run.report.notes]
+    return stake + rows + [("note", note) for note in run.report.notes]
 
 
 def _likeness(noise: float, likeness: float | None) -> str:
@@ -176,7 +186,8 @@ def _likeness(noise: float, likeness: float | None) -> str:
     return f"PSNR {noise:.2f} dB{shown} against dense, same seed"
 
 
-def _ratio(ratio: float) -> str:
+def faster(ratio: float) -> str:
+    """Say how the times of dense and sparse compare; ratio: dense over sparse."""
     if not math.isfinite(ratio):
         return "too short to compare"
     return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"

@@ -52,7 +52,7 @@ def search(
             metavar="TEXT",
         ),
     ] = None,
-    parts: Annotated[int, option(SEARCH, "Parts of the steps with a table each.")] = 3,
+    parts: Annotated[int, option(SEARCH, "Parts of the steps with a table each.")] = 4,
     sensitivity: Annotated[
         bool,
         option(

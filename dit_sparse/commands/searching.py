@@ -111,7 +111,7 @@ class Order:
         got = search.measured(params)
         bar.close()
         measured = {
-            "device": machine["device"],
+            "device": _device(machine),
             **got,
             **learned,
             "steps": model.arguments.get("num_inference_steps"),
@@ -155,7 +155,7 @@ class Order:
             params = search.for_speedup(self.speedup)
         else:
             params = search.for_error(self.budget_error or ERROR)
-        return params, {"error": search.error(params)}
+        return params, {"error": search.problem.error(search.choice(params))}
 
     def _request(self) -> Request:
         """Return the generation that all videos have in common, checked."""
@@ -195,6 +195,12 @@ class Order:
         # TOML wants a digit before the point
         given = [re.sub(r"=\.(?=\d)", "=0.", text) for text in self.candidate or ()]
         return candidates(lettered(given) if given else DEFAULT)
+
+
+def _device(machine: dict[str, Any]) -> str:
+    """Name the device, as `Profile.elsewhere` looks for it."""
+    threads = machine.get("threads")
+    return machine["device"] if threads is None else f"CPU, {threads} threads, {machine['device']}"
 
 
 def _short(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from dit_sparse.core import Method
@@ -18,7 +19,7 @@ from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
 from dit_sparse.kernels.attention import IMPLS
-from dit_sparse.profile import Profile
+from dit_sparse.profile import ALL_ROUND, Profile, unnamed
 from dit_sparse.profile import find as shipped_for
 from dit_sparse.registry import entry
 from dit_sparse.reporting import Progress, Report
@@ -31,7 +32,7 @@ _last: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary
 
 def enable(
     model: M,
-    method: str | Path | Method | Profile = "pisa",
+    method: str | Path | Method | Profile | None = None,
     *,
     schedule: Schedule | None = None,
     impl: str = "auto",
@@ -43,7 +44,9 @@ def enable(
 
     method: a registered name, a `Method`, a `Profile`, or the path of one (`*.toml`). A name takes
     the settings that its paper gives for this model, where a profile is shipped (`report` says so);
-    `params` take precedence. schedule: instead of the method's own. impl, quant: kernel and number
+    `params` take precedence. Without a method it is the profile found for this model, where one is
+    shipped, else "pisa"; the first call tells which, and what it can gain. schedule: instead of the
+    method's own. impl, quant: kernel and number
     format, as in `attention`; quant="none" leaves the format that a value or a profile brings.
     guard: the largest relative error of a layer, such as 0.05, estimated from some query rows that
     are computed exactly as well (at most 2 % of the time): a layer above it is dense for the rest
@@ -53,6 +56,10 @@ def enable(
     """
     # everything that can fail comes first: no model is left half enabled
     name = model_name(model)
+    nobody = method is None
+    if method is None:
+        # settings and number formats are of single methods
+        method = ALL_ROUND if params or quant != "none" else unnamed(name)
     if name and isinstance(method, str) and not method.endswith(".toml"):
         method = shipped_for(name, method) or method
     value, label, profile = build(method, schedule, quant, params)
@@ -79,6 +86,8 @@ def enable(
         profile = replace(profile, model=type(found[0][1]).__name__)
     disable(model)
     session = Session(model, label, value, profile, impl, watched)
+    if nobody:
+        session.unnamed = f"this is {_named(profile) or label}"
     for name, root, adapter in found:
         seam.attach(root, name, adapter, session)
         _last[root] = session
@@ -101,7 +110,7 @@ def report(model: Any) -> Report:
     """Return what the last generation of an enabled (or just disabled) model did."""
     roots = _transformers(model)
     session, enabled = _session(roots)
-    notes = _origin(session.profile)
+    notes = _origin(session.profile, next(iter(roots.values())))
     for name, root in roots.items():
         lost, layers = seam.lost(root)
         if lost:
@@ -129,6 +138,7 @@ def report(model: Any) -> Report:
         dict(session.implementations),
         tuple(notes),
         guarded,
+        max(part.share() for part in session.parts) or None,
     )
 
 
@@ -146,18 +156,35 @@ def profile_of(model: Any) -> Profile | None:
     return None if hook is None else hook.session.profile
 
 
-def parameters(method: str | Method | Profile) -> set[str]:
+def device_name(root: nn.Module) -> str:
+    """Return the name of a transformer's device, as profiles have it: of the GPU, or "CPU"."""
+    weight = next(iter(root.parameters()), None)
+    on_gpu = weight is not None and weight.is_cuda
+    return torch.cuda.get_device_name(weight.device) if weight is not None and on_gpu else "CPU"
+
+
+def parameters(method: str | Method | Profile | None) -> set[str]:
     """Return the names of a method's parameters; none for a `Method` value, which is complete."""
+    method = ALL_ROUND if method is None else method
     name = method.method if isinstance(method, Profile) else method
     return set(entry(name).parameters) if isinstance(name, str) else set()
 
 
-def _origin(profile: Profile | None) -> list[str]:
-    """Return a note that names the shipped profile the settings came from."""
-    if profile is None or shipped_for(profile.model, profile.method) is None:
+def _origin(profile: Profile | None, root: nn.Module) -> list[str]:
+    """Return notes that name the shipped profile the settings came from, and where it was made."""
+    if profile is None:
         return []
     draft = "; nobody has measured them" if profile.is_draft else ""
-    return [f"settings of profile {profile.model}--{profile.method}{draft}"]
+    name = _named(profile)
+    notes = [f"settings of {name}{draft}" if name else "", profile.elsewhere(device_name(root))]
+    return list(filter(None, notes))
+
+
+def _named(profile: Profile | None) -> str:
+    """Return the name of a shipped profile, "" for another."""
+    if profile is None or shipped_for(profile.model, profile.method) is None:
+        return ""
+    return f"profile {profile.model}--{profile.method}"
 
 
 def _transformers(model: Any) -> dict[str, nn.Module]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_sparse.errors import DitSparseError, MissingDependencyError
+from dit_sparse.integrations import gain
 from dit_sparse.integrations.adapters import Adapter
 from dit_sparse.integrations.capture import Here, capture, is_captured, now, release
 from dit_sparse.integrations.parallel import Ulysses
@@ -96,6 +97,7 @@ def attach(root: nn.Module, name: str, adapter: Adapter, session: Session) -> No
     layers = adapter.layers(root)
     dense = [_dense_backend(layer) for layer in layers]
     part = Part(name, adapter, dense, ulysses=_ulysses(layers), shard=_shard(root))
+    part.weights = gain.weights(root)
     ctx = session.add(part)
     hook = RootHook(session, root, adapter, ctx)
     part.context = partial(_host_context, weakref.ref(hook))

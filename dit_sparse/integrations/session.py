@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import warnings
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dit_sparse.core import QKV, Context, Grid, Heads, Method, Plan
 from dit_sparse.errors import BrokenOutputError
 from dit_sparse.integrations.adapters import Adapter, box
 from dit_sparse.integrations.clock import Clock
+from dit_sparse.integrations.gain import attention_share, told
 from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.parallel import Ulysses
 from dit_sparse.integrations.sequence import REST, Group, Sequence, groups, valid_tokens
@@ -27,6 +29,7 @@ from dit_sparse.weights import layer_weights
 # a share of the steps (dense_steps=0.25) needs their number; where no pipeline tells it, this one
 ASSUMED_STEPS = 50
 
+log = logging.getLogger("dit_sparse")
 _handles = itertools.count()
 _live: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
 
@@ -38,7 +41,8 @@ class Part:
     dense: the backend each layer had before. context: returns diffusers' cache context, its name
     (before 0.38) or None. lost: returns how many layers lead elsewhere, and of how many. ulysses:
     the processes that share its sequences. shard: (rank, ranks) of tensor parallelism, which gives
-    every process heads of its own.
+    every process heads of its own. weights: of its matrices. size: the tokens and the width (heads
+    times head dimension) of its longest call.
     """
 
     name: str
@@ -48,6 +52,13 @@ class Part:
     lost: Callable[[], tuple[int, int]] = lambda: (0, 0)
     ulysses: Ulysses | None = None
     shard: tuple[int, int] = (0, 1)
+    weights: int = 0
+    size: tuple[int, int] = (0, 0)
+
+    def share(self) -> float:
+        """Return the share of attention in the arithmetic of the longest call, 0 before any."""
+        tokens, width = self.size
+        return attention_share(self.weights, len(self.dense), width, tokens)
 
     def heads(self, held: int) -> Heads:
         """Return which of all heads attend in this process, whose projections make `held`."""
@@ -114,6 +125,8 @@ class Session:
         self.implementations: dict[str, str] = {}
         self.boxes: dict[tuple[Any, ...], tuple[int, int, int, int] | None] = {}
         self.warned = False
+        # what was chosen for a user who named no method; told once
+        self.unnamed = ""
         self.watch: Callable[[Call], None] | None = None
         self.handle = next(_handles)
         _live[self.handle] = self
@@ -213,6 +226,7 @@ class Session:
         if not isinstance(found, str):
             for group in found:
                 self._check(part, heads.total, steps, group.grid)
+            self._size(part, max(group.grid.tokens for group in found), heads.total * q.shape[-1])
             found = self._why_dense(part, layer, step, steps) or found
         tally = self.tallies.setdefault((part, layer, step), Tally())
         tally.calls += 1
@@ -304,6 +318,17 @@ class Session:
         if setting not in self.checked:
             self.method.check(len(self.parts[part].dense), heads, steps, grid)
             self.checked.add(setting)
+
+    def _size(self, part: int, tokens: int, width: int) -> None:
+        """Note how long the sequences are; tell once what a method that nobody named can gain."""
+        self.parts[part].size = max(self.parts[part].size, (tokens, width))
+        if self.unnamed:
+            log.warning(
+                "dit_sparse: no method was named; %s. Here %s",
+                self.unnamed,
+                told(self.parts[part].share()),
+            )
+            self.unnamed = ""
 
     def _why_dense(self, part: int, layer: int, step: int, steps: int) -> str:
         """Return why the schedule or the guard makes a call dense, "" when they do not."""

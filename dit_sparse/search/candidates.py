@@ -13,18 +13,17 @@ from dit_sparse.registry import get
 
 # dense comes first: what each is measured against, and what a head gets that bears nothing else
 DENSE = "D dense"
-# from coarse to fine, of a kind that errs by pooling and of kinds that drop
+# few, for each costs a generation of every video: of a kind that errs by pooling, in two widths of
+# blocks (the wider are the faster ones on a CPU), of a kind that drops, and nothing at all
 DEFAULT = (
     DENSE,
-    "a pisa keep=0.0625",
-    "b pisa keep=0.125",
-    "c pisa keep=0.25",
-    "e pisa keep=0.5",
+    "a pisa keep=0.125",
+    "b pisa keep=0.25",
+    "c pisa keep=0.125 order=0 tile=[4, 4, 8]",
+    "e pisa keep=0.25 order=0 tile=[4, 4, 8]",
     "f draft keep=0.125",
     "g draft keep=0.25",
     "s sparse_vdit table=S",
-    "t sparse_vdit table=D",
-    "u sparse_vdit table=M",
 )
 # the modes of Sparse-vDiT: full, skip, diagonal, multi-diagonal, stripes
 PAPER = (

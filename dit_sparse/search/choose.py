@@ -2,12 +2,13 @@
 
 For each part p of the steps and each layer n the letters minimise
 
-    sum over letters in use (a_c + b_c heads of c)  +  price * w[p, n] * sum_h error[p, n, h, c_h]
+    sum over letters in use (a_c + b_c heads of c)  +  split (letters in use - 1)
+        +  price * w[p, n] * sum_h g_c error[p, n, h, c_h]
 
 over all sets of at most 3 letters, each head taking its best within the set: for one price this is
 the exact optimum, for every letter in use has a fixed cost of its own and cells share nothing else.
 The price is the Lagrange multiplier of the budget, one for the whole model: where it is met, the
-next second costs the same error in every layer and part, which is how water-filling spreads it.
+next second costs the same loss in every layer and part, which is how water-filling spreads it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Problem:
     """What is known of a model.
 
     errors: [P, L, H, C] mean squared relative error of a step; the first candidate is dense.
-    steps: number of steps of each part. fixed, each: [C] seconds of a launch and of a head.
-    weights: [P, L] what an error does to the outcome, mean 1.
+    steps: number of steps of each part. fixed, each: [C] seconds of a launch and of a head. split:
+    seconds that a further letter costs a layer besides. weights: [P, L], mean 1, and gains: [C]:
+    mean squared difference of the video for a unit of error in a layer and part, of a candidate.
     """
 
     errors: Tensor
@@ -38,17 +40,36 @@ class Problem:
     fixed: Tensor
     each: Tensor
     weights: Tensor
+    gains: Tensor
+    split: float = 0.0
+
+    @property
+    def harm(self) -> Tensor:
+        """What each choice does to the video, [P, L, H, C]."""
+        return self.weights[..., None, None] * self.gains * self.errors
 
     def seconds(self, choice: Tensor) -> float:
         """Return the time of all attention calls (of one CFG branch) of a choice [P, L, H]."""
-        used = torch.nn.functional.one_hot(choice, self.errors.shape[3]).double().sum(2)
-        cells = used @ self.each + used.clamp(max=1) @ self.fixed
+        heads = torch.nn.functional.one_hot(choice, self.errors.shape[3]).double().sum(2)
+        used = heads.clamp(max=1)
+        cells = heads @ self.each + used @ self.fixed + self.split * (used.sum(-1) - 1)
         return float((cells.sum(1) * torch.tensor(self.steps)).sum())
 
     def error(self, choice: Tensor) -> float:
         """Return the relative error of a layer's output, the root of its mean square."""
-        cells = self.errors.gather(3, choice[..., None]).sum((2, 3))
-        return math.sqrt(float((cells.mean(1) * torch.tensor(self.steps)).sum() / sum(self.steps)))
+        return math.sqrt(self._mean(self.errors, choice))
+
+    def psnr(self, choice: Tensor) -> float:
+        """Return the predicted PSNR of the videos in dB."""
+        return -10 * math.log10(max(1e-10, self.harmed(choice)))
+
+    def harmed(self, choice: Tensor) -> float:
+        """Return the predicted squared difference of the videos: harms add up."""
+        return self._mean(self.harm, choice)
+
+    def _mean(self, values: Tensor, choice: Tensor) -> float:
+        cells = values.gather(3, choice[..., None]).sum((2, 3))
+        return float((cells.mean(1) * torch.tensor(self.steps)).sum() / sum(self.steps))
 
     def dense(self) -> Tensor:
         """Return the choice of dense attention everywhere."""
@@ -56,7 +77,7 @@ class Problem:
 
     def at(self, price: float) -> Tensor:
         """Return the best choice [P, L, H] where squared error has a price in seconds."""
-        cost = self.each + price * self.weights[..., None, None] * self.errors
+        cost = self.each + price * self.harm
         count = cost.shape[-1]
         # fewer letters repeat their first
         sets = [
@@ -65,7 +86,8 @@ class Problem:
             for some in combinations(range(count), size)
         ]
         letters = torch.tensor(sets)
-        fixed = torch.stack([self.fixed[list(set(some))].sum() for some in sets])
+        used = [list(set(some)) for some in sets]
+        fixed = torch.stack([self.fixed[u].sum() + self.split * (len(u) - 1) for u in used])
         choice = []
         for part in cost:
             # [L, H, sets]: a head's best in each set, and which that is
@@ -79,6 +101,11 @@ class Problem:
 def within(problem: Problem, error: float) -> Tensor:
     """Return the fastest choice whose error is at most `error`; dense where only that is."""
     return _bisect(problem, lambda choice: problem.error(choice) <= error, cheap=True)
+
+
+def near(problem: Problem, psnr: float) -> Tensor:
+    """Return the fastest choice whose predicted PSNR is at least `psnr`."""
+    return _bisect(problem, lambda choice: problem.psnr(choice) >= psnr, cheap=True)
 
 
 def faster(problem: Problem, seconds: float) -> Tensor | None:
@@ -109,9 +136,9 @@ def _bisect(problem: Problem, fits: Callable[[Tensor], bool], cheap: bool) -> Te
 
 def _range(problem: Problem) -> tuple[float, float]:
     """Return two prices: at the first time alone counts, at the second error alone."""
-    cells = (problem.weights[..., None, None] * problem.errors)[..., 1:]
+    cells = problem.harm[..., 1:]
     some = cells[cells > 0]
     if not len(some):
         return 0.5, 2.0
-    time = float((problem.fixed + problem.each).max()) * problem.errors.shape[2]
+    time = float((problem.fixed + problem.each).max() + problem.split) * problem.errors.shape[2]
     return 1e-6 * time / float(some.max()), 1e3 * time / float(some.min())

@@ -2,9 +2,11 @@
 
     error(step, layer, head, c) = |o_c - o|^2 / sum over heads |o|^2     all rows, both CFG branches
     time(c, n heads)            = a_c + b_c n                            on this device
+    time(layer of m letters)    = sum of its letters + split (m - 1)
 
 o is the dense output, which the generation needs anyway and goes on with, so that no row has to be
-sampled. a_c is what a launch of its own costs, found from calls with all heads and with one.
+sampled. a_c is what a launch of its own costs, found from calls with all heads and with one; split
+what it costs to take heads apart and put them together, from a layer of two letters by turns.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,11 +26,12 @@ from dit_sparse.arrange.raster import Raster
 from dit_sparse.compute.attend import dense
 from dit_sparse.core import QKV, Context, Method, Plan
 from dit_sparse.mixed import is_dense, take
+from dit_sparse.registry import get
 from dit_sparse.score.pooled import PooledDot
 from dit_sparse.search.candidates import Candidate
 from dit_sparse.select.topk import TopK
 
-REPEATS = 5  # of a timed call, after an untimed one
+REPEATS = 7  # of a timed call, after an untimed one
 PLACES = 3  # layers where calls are timed
 
 See = Callable[[QKV, Context, Tensor], Tensor]
@@ -85,13 +89,13 @@ class Errors:
 class Times:
     """Times all candidates at some layers in one generation; an argument of `observing`.
 
-    layers: the numbers of layers to time. found: candidate number -> (seconds of all heads, of
-    one), one pair per timed layer. heads: of the model.
+    layers: the numbers of layers to time. found: what was timed -> seconds, one per timed layer:
+    (candidate number, heads), and "split" for a layer of two letters. heads: of the model.
     """
 
     candidates: tuple[Candidate, ...]
     layers: tuple[int, ...]
-    found: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    found: dict[tuple[int, int] | str, list[float]] = field(default_factory=dict)
     heads: int = 0
     seen: set[int] = field(default_factory=set)
 
@@ -99,23 +103,39 @@ class Times:
     def __call__(self, x: QKV, ctx: Context, out: Tensor) -> Tensor:
         if ctx.layer in self.layers and ctx.layer not in self.seen:
             self.seen.add(ctx.layer)
-            self.heads = x.q.shape[1]
-            # the last head, for a view of the first would be contiguous for one sample
-            last = (self.heads - 1,)
-            one = QKV(*(take(t, last, self.heads) for t in x))
-            for number, candidate in enumerate(self.candidates):
-                pair = tuple(_seconds(candidate, part, ctx) for part in (x, one))
-                self.found.setdefault(number, []).append((pair[0], pair[1]))
+            for name, seconds in _medians(self._calls(x, ctx)).items():
+                self.found.setdefault(name, []).append(seconds)
         return out
 
     def told(self) -> dict[str, Any]:
-        """Return the seconds of each candidate: [fixed, per head]."""
-        lines = []
+        """Return the seconds of each candidate, [fixed, per head], and those of a further letter.
+
+        Of all layers timed, each part is the median.
+        """
+        lines, heads = [], self.heads
         for number in range(len(self.candidates)):
-            whole, one = (median(t) for t in zip(*self.found[number], strict=True))
-            each = max(0.0, (whole - one) / (self.heads - 1)) if self.heads > 1 else whole
-            lines.append([max(0.0, whole - each * self.heads), each])
-        return {"seconds": lines, "heads": self.heads}
+            whole, one = (median(self.found[number, count]) for count in (heads, 1))
+            each = max(0.0, (whole - one) / (heads - 1)) if heads > 1 else whole
+            lines.append([max(0.0, whole - each * heads), each])
+        pair = sum(fixed + each * heads / 2 for fixed, each in lines[:2])
+        split = max(0.0, median(self.found["split"]) - pair) if heads > 1 else 0.0
+        return {"seconds": lines, "split": split, "heads": heads}
+
+    def _calls(self, x: QKV, ctx: Context) -> dict[tuple[int, int] | str, Callable[[], Tensor]]:
+        """Return what is timed, by name."""
+        self.heads = heads = x.q.shape[1]
+        # the last head, for a view of the first would be contiguous for one sample
+        one = QKV(*(take(t, (heads - 1,), heads) for t in x))
+        calls: dict[tuple[int, int] | str, Callable[[], Tensor]] = {}
+        for number, candidate in enumerate(self.candidates):
+            for count, part in ((heads, x), (1, one)):
+                calls[number, count] = partial(_anew, candidate, part, ctx)
+        # heads of two letters by turns, which have to be put in order
+        some = self.candidates[:2]
+        letters = tuple(c.text for c in some)
+        both: Any = get("mixed", letters=letters, table="".join(c.letter for c in some))
+        calls["split"] = partial(_anew, replace(some[0], method=both), x, ctx)
+        return calls
 
 
 def run(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
@@ -132,15 +152,20 @@ def _squares(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=wide).square()
 
 
-def _seconds(candidate: Candidate, x: QKV, ctx: Context) -> float:
-    """Return the median time of a call."""
-    sync = torch.cuda.synchronize if x.q.is_cuda else lambda: None
-    times = []
+def _anew(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
+    """Run a candidate as in its first call."""
+    return run(candidate, x, replace(ctx, state={}, cache={}))
+
+
+def _medians(calls: dict[Any, Callable[[], Tensor]]) -> dict[Any, float]:
+    """Return the median times of calls that run by turns: a slow spell is a spell for all."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(REPEATS + 1):
-        fresh = replace(ctx, state={}, cache={})
-        sync()
-        begin = time.perf_counter()
-        run(candidate, x, fresh)
-        sync()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
+        for name, call in calls.items():
+            sync()
+            begin = time.perf_counter()
+            call()
+            sync()
+            times[name].append(time.perf_counter() - begin)
+    return {name: median(found[1:]) for name, found in times.items()}

@@ -5,7 +5,6 @@ Everything that took a generation is on file when it is done, and is found again
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,14 +22,14 @@ from dit_sparse.mixed import part_of
 from dit_sparse.quality.store import Store, key_of
 from dit_sparse.registry import get
 from dit_sparse.search.candidates import Candidate
-from dit_sparse.search.choose import Problem, faster, within
+from dit_sparse.search.choose import Problem, faster, near, within
 from dit_sparse.search.measure import PLACES, Errors, See, Times, observing
 from dit_sparse.search.paper import Greedy, majority
+from dit_sparse.search.sensitivity import GROUPS, Trials, weighed
 
 LATENT = {"output_type": "latent"}
-GROUPS = 8  # of layers whose weight is measured together
-TRIES = 6  # generations of each video on the way to a PSNR
-LEAST, MOST_DB = 1e-3, 100.0
+TRIES = 4  # generations of each video on the way to a PSNR
+MOST_DB = 100.0
 
 Video = tuple[str, int]
 
@@ -58,6 +57,7 @@ class Search:
     tell: Callable[[int, int, str], None] = lambda done, total, note: None
     took: list[float] = field(default_factory=list)
     total: int = 0
+    _plain: dict[Video, Any] = field(default_factory=dict)
 
     def for_error(self, budget: float) -> dict[str, Any]:
         """Return the parameters of the fastest table with at most this attention error."""
@@ -81,19 +81,21 @@ class Search:
         return self.params(found)
 
     def for_psnr(self, budget: float) -> dict[str, Any]:
-        """Return the parameters of the fastest table tried whose videos are so near to dense."""
+        """Return the parameters of the fastest table tried whose videos are so near to dense.
+
+        The first is the one that should be; the next makes up for what that missed, and so on.
+        """
         self._expect(self.checks * (TRIES + 1))
-        cheapest = self.problem.errors[..., 1:].sum(2).mean((0, 1)).max().sqrt()
-        low, high = math.log(LEAST), math.log(max(2 * LEAST, float(cheapest)))
-        best = self.params(self.problem.dense())
-        for _ in range(TRIES):
-            middle = (low + high) / 2
-            params = self.params(within(self.problem, math.exp(middle)))
-            if self.measured(params)["psnr"] >= budget:
-                low, best = middle, params
-            else:
-                high = middle
-        return best
+        aim, found = budget, {0: self.problem.dense()}
+        for number in range(1, TRIES + 1):
+            choice = near(self.problem, aim)
+            if any(torch.equal(choice, other) for other in found.values()):
+                break
+            got = self.measured(self.params(choice))["psnr"]
+            found[number if got >= budget else -number] = choice
+            aim += budget - got
+        fine = [choice for number, choice in found.items() if number >= 0]
+        return self.params(min(fine, key=self.problem.seconds))
 
     def by_paper(self, eps: float, penalty: float) -> dict[str, Any]:
         """Return the parameters that the greedy rule of Sparse-vDiT finds, a table by steps."""
@@ -119,8 +121,13 @@ class Search:
         fixed, each = torch.tensor(times["seconds"], dtype=torch.float64).T
         steps = tuple(self._steps(len(records[0]["errors"])))
         weights = torch.ones(every.shape[:2], dtype=torch.float64)
-        problem = Problem(every, steps, fixed, each, weights)
-        return self._weighed(problem) if self.weigh else problem
+        gains = torch.ones(len(fixed), dtype=torch.float64)
+        problem = Problem(every, steps, fixed, each, weights, gains, times["split"])
+        if not self.weigh:
+            return problem
+        trials = Trials.of(problem)
+        lost = [[self._lost(v, choice) for choice in trials.every] for v in self.videos]
+        return weighed(problem, trials, torch.tensor(lost, dtype=torch.float64))
 
     @property
     def calls(self) -> int:
@@ -133,17 +140,16 @@ class Search:
         rows = [["".join(letters[n] for n in heads) for heads in part] for part in choice.tolist()]
         return self._params(rows, self.begins)
 
-    def error(self, params: dict[str, Any]) -> float:
-        """Return the attention error of a table, the root of the mean square over layers, steps."""
+    def choice(self, params: dict[str, Any]) -> Tensor:
+        """Return the choice [P, L, H] of parameters that `params` gave."""
         heads = get("mixed", **params).compute.heads  # type: ignore[attr-defined]
         problem, letters = self.problem, [c.letter for c in self.candidates]
         steps, (_, layers, count, _) = sum(problem.steps), problem.errors.shape
         first = [sum(problem.steps[:p]) for p in range(len(problem.steps))]
-        choice = [
+        return torch.tensor([
             [[letters.index(c) for c in heads.row(n, step, steps, count)] for n in range(layers)]
             for step in first
-        ]
-        return problem.error(torch.tensor(choice))
+        ])  # fmt: skip
 
     def measured(self, params: dict[str, Any]) -> dict[str, float]:
         """Return what a table gives on the first videos: psnr, seconds, speedup, density."""
@@ -168,7 +174,7 @@ class Search:
         alike: the share of the heads that every single video would give the letter with the same
         best trade, over videos and over parts.
         """
-        problem = self.problem
+        problem, choice = self.problem, self.choice(params)
         parts = [_parted(self._errors(v)["errors"], self.begins) for v in self.videos]
         # the trade at which the mean head is indifferent between dense and half the error
         price = float(problem.each[0]) / max(1e-12, float(problem.errors[..., 1:].median()))
@@ -182,44 +188,24 @@ class Search:
                                                              strict=True)],
             "errors": problem.errors.tolist(),
             "weights": problem.weights.tolist(),
+            "gains": problem.gains.tolist(),
+            "split": problem.split,
+            "error": problem.error(choice),
+            "predicted_psnr": problem.psnr(choice),
             "alike": {"videos": over_videos, "parts": over_parts},
         }  # fmt: skip
 
-    def _weighed(self, problem: Problem) -> Problem:
-        """Return the problem with weights: what errors in a layer and a part do to the video.
-
-        Each is the squared difference of a video whose heads are sparse there alone, for each unit
-        of squared attention error; w[p, n] is the product of that of the part and of the layer.
-        """
-        parts, layers = problem.errors.shape[:2]
-        means = problem.errors[..., 1:].mean((0, 1, 2))
-        number = 1 + int(means.argsort()[len(means) // 2])
-        groups = [g.tolist() for g in torch.arange(layers).chunk(min(GROUPS, layers))]
-        w = torch.ones(parts, layers, dtype=torch.float64)
-        for axis, some in ((0, [[p] for p in range(parts)]), (1, groups)):
-            if len(some) < 2:
-                continue
-            found = []
-            for cells in some:
-                choice = problem.dense()
-                choice.index_fill_(axis, torch.tensor(cells), number)
-                lost = 10 ** (-self._tried(self.params(choice)) / 10)
-                found.append(lost / max(1e-12, problem.error(choice) ** 2))
-            share = torch.tensor(found, dtype=torch.float64) / fmean(found)
-            for cells, value in zip(some, share, strict=True):
-                w[(slice(None),) * axis + (torch.tensor(cells),)] *= value.clamp(0.05, 20)
-        return Problem(problem.errors, problem.steps, problem.fixed, problem.each, w / w.mean())
-
-    def _tried(self, params: dict[str, Any]) -> float:
-        """Return the PSNR of a table on the first video alone."""
-        record = self._get("weight", params)
+    def _lost(self, video: Video, choice: Tensor) -> float:
+        """Return the mean squared difference of a video with a choice from the dense one."""
+        params = self.params(choice)
+        record = self._get("trial", video, params)
         if record is None:
-            plain = self._frames(self.videos[0])
+            plain = self._frames(video)
             dit_sparse.enable(self.pipe, get("mixed", **params))
-            frames = self._sample(self.videos[0], "sensitivity").frames
+            frames = self._sample(video, "sensitivity").frames
             psnr = min(MOST_DB, metrics.psnr(frames, plain))
-            record = self._add({"psnr": psnr}, "weight", params)
-        return record["psnr"]
+            record = self._add({"psnr": psnr}, "trial", video, params)
+        return 10 ** (-record["psnr"] / 10)
 
     def _errors(self, video: Video) -> dict[str, Any]:
         """Return the errors of all candidates on a video."""
@@ -249,20 +235,17 @@ class Search:
     def _dense(self, video: Video) -> dict[str, Any]:
         """Return the seconds of a dense generation."""
         if self._get("dense", video) is None:
-            self._plain.pop(video, None)
+            self._plain.clear()
             self._frames(video)
         return self.store.records[self._key("dense", video)]
 
-    @cached_property
-    def _plain(self) -> dict[Video, Any]:
-        """Dense videos, of the first ones only."""
-        return {}
-
     def _frames(self, video: Video) -> Any:
-        """Return a dense video [F, H, W, 3], generated once in a run."""
+        """Return a dense video [F, H, W, 3]; those of two videos at most are kept."""
         if video not in self._plain:
             dit_sparse.disable(self.pipe)
             run = self._sample(video, "dense")
+            while len(self._plain) > 1:
+                self._plain.pop(next(iter(self._plain)))
             self._plain[video] = run.frames
             if self._get("dense", video) is None:
                 self._add({"seconds": run.denoising}, "dense", video)
@@ -289,9 +272,10 @@ class Search:
 
     def _expect(self, more: int) -> None:
         """Count the generations to come, for the time left."""
-        missing = sum(self._get("errors", v) is None for v in self.videos)
-        weights = (len(self.begins) + 1 + GROUPS) if self.weigh else 0
-        self.total = missing + weights + more + self.checks + 2
+        trials = (len(self.begins) + GROUPS + len(self.candidates)) if self.weigh else 0
+        # a dense one, one for the errors; one for the times
+        every = len(self.videos) * (2 + trials) + 1
+        self.total = max(more, every + more + self.checks - len(self.store.records))
 
     def _steps(self, steps: int) -> list[int]:
         """Return the number of steps of each part."""
