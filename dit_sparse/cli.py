@@ -17,7 +17,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dit_sparse.commands import bench, bench_lm, evaluate, generate, inspect, methods, models, search
+from dit_sparse.commands import (
+    bench,
+    bench_lm,
+    evaluate,
+    generate,
+    inspect,
+    lm,
+    methods,
+    models,
+    search,
+)
 from dit_sparse.errors import DitSparseError
 
 DONE, FAILED, WRONG, STOPPED, TERMINATED = 0, 1, 2, 130, 143
@@ -120,6 +130,7 @@ app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("lm")(lm.lm)
 app.command("search")(search.search)
 bench.app.command("lm")(bench_lm.lm)
 app.add_typer(bench.app, name="bench")

@@ -44,12 +44,13 @@ ALLOWED = {
     "dit_sparse/media.py": ("errors",),
     "dit_sparse/quality": (
         "core", "errors", "schedule", "parameters", "registry", "reporting", "media", "metrics",
-        "arranged", "kernels", "compute", "integrations", "quality", "bench.plot",
+        "arranged", "kernels", "compute", "integrations", "quality", "bench.plot", "haystack",
     ),
     "dit_sparse/inspection": (
         "core", "errors", "media", "integrations.session", "quality", "inspection",
     ),
     "dit_sparse/world.py": ("errors",),
+    "dit_sparse/haystack.py": ("errors",),
     "dit_sparse/adherence.py": ("errors", "world"),
     "pipelines": ("integrations", "profile", "errors", "pipelines", "api"),
 }  # fmt: skip

@@ -25,6 +25,7 @@ from dit_sparse.commands.options import (
     Width,
     option,
 )
+from dit_sparse.errors import ArgumentError
 
 CASES, MEASURES = "What is compared", "Measures"
 
@@ -34,6 +35,14 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Compile = False,
+    task: Annotated[
+        str | None,
+        option(
+            CASES,
+            "[b]needle[/b]: answers of the built-in language model from long texts, instead of "
+            "videos.",
+        ),
+    ] = None,
     method: Annotated[
         str | None, option(CASES, "Comma-separated; default: all that have a budget.")
     ] = None,
@@ -79,6 +88,10 @@ def evaluate(
     count: Annotated[
         int | None, option(VIDEOS, "So many of the prompts (default 8, of a file all).")
     ] = None,
+    length: Annotated[
+        str | None,
+        option(VIDEOS, "Tokens of the texts of --task needle (default 4096,8192,16384)."),
+    ] = None,
     seeds: Annotated[int, option(VIDEOS, "Seeds of each prompt (default 1).")] = 1,
     seed: FirstSeed = 0,
     steps: Steps = None,
@@ -117,6 +130,14 @@ def evaluate(
     command goes on where it was; other settings in the same folder are kept apart.
     """
     given = dict(locals())
+    if task is not None:
+        from dit_sparse.commands.lm_evaluation import Order as Texts
+
+        Texts.of(given).carry_out()
+        return
+    if length is not None:
+        raise ArgumentError(f"--length {length} is of texts: it needs --task needle")
     from dit_sparse.commands.evaluation import Order
 
+    del given["task"], given["length"]
     Order(**given).carry_out()

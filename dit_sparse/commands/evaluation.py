@@ -195,7 +195,7 @@ class Order:
         free, fixed, claims = self._named(model), [], []
         for text in self.case or ():
             own = any(word.startswith("keep=") for word in text.split())
-            (fixed if own else free).append(self._of_text(text, model))
+            (fixed if own else free).append(of_text(text, self.request, model))
         if self.cases is not None:
             found, claims = asked.read(self.cases)
             for made in found:
@@ -228,25 +228,7 @@ class Order:
             raise ArgumentError("--set needs one --method: whose parameter is it?")
         if any(parse_setting(text)[0] == "keep" for text in self.set or ()):
             raise ArgumentError("--set keep=...: use --keep")
-        return [self._of(name, self.set or [], model) for name in found]
-
-    def _of_text(self, text: str, model: str) -> Any:
-        """Return the case of a text such as `pisa order=0`."""
-        try:
-            name, *settings = shlex.split(text)
-        except ValueError as error:
-            raise ArgumentError(f"--case {text!r}: {error}; write METHOD KEY=VALUE ...") from None
-        return self._of(name, settings, model)
-
-    def _of(self, name: str, settings: list[str], model: str) -> Any:
-        """Return the case of a method with settings."""
-        # TOML wants a digit before the point
-        settings = [re.sub(r"=\.(?=\d)", "=0.", text) for text in settings]
-        request = replace(self.request, method=name, set=tuple(settings))
-        request.check()
-        choice = choose(request, model)
-        assert choice is not None
-        return _case(" ".join([name, *(text.replace(" ", "") for text in settings)]), choice)
+        return [of_name(name, self.set or [], self.request, model) for name in found]
 
 
 class Surroundings(Hooks):
@@ -324,3 +306,23 @@ def _case(label: str, choice: Choice) -> Any:
     from dit_sparse.quality.cases import Case
 
     return Case(label, choice.name, choice.params, choice.value.schedule)
+
+
+def of_text(text: str, request: Request, model: str) -> Any:
+    """Return the case of a text such as `pisa order=0`, with what else is requested."""
+    try:
+        name, *settings = shlex.split(text)
+    except ValueError as error:
+        raise ArgumentError(f"--case {text!r}: {error}; write METHOD KEY=VALUE ...") from None
+    return of_name(name, settings, request, model)
+
+
+def of_name(name: str, settings: list[str], request: Request, model: str) -> Any:
+    """Return the case of a method with settings KEY=VALUE."""
+    # TOML wants a digit before the point
+    settings = [re.sub(r"=\.(?=\d)", "=0.", text) for text in settings]
+    request = replace(request, method=name, set=tuple(settings))
+    request.check()
+    choice = choose(request, model)
+    assert choice is not None
+    return _case(" ".join([name, *(text.replace(" ", "") for text in settings)]), choice)

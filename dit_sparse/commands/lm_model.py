@@ -1,0 +1,98 @@
+"""The language model behind --model: the built-in `needle`, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.commands.model import device_of, go_offline_without_network
+from dit_sparse.commands.request import DTYPES, Request
+from dit_sparse.errors import ArgumentError
+
+BUILT_IN = "needle"
+
+
+@dataclass
+class LanguageModel:
+    """A dense causal model and its tokenizer; name: for shipped settings; built_in: `needle`."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    built_in: bool
+
+    @property
+    def longest(self) -> int:
+        """Return the most tokens it was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 40)
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Return the tokens that end an answer."""
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        return () if found is None else tuple(found) if isinstance(found, list) else (found,)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what an outcome depends on besides texts and method."""
+        told = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            some = weight.detach().flatten()[:4].float().tolist()
+            told.update(f"{name} {tuple(weight.shape)} {some}".encode())
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"model": self.name, "weights": told.hexdigest()[:12], "dtype": dtype}
+
+
+def folder() -> Path:
+    """Return the folder of the built-in model."""
+    return Path(__file__).resolve().parent.parent / "models" / BUILT_IN
+
+
+def locate(name: str) -> Path | str:
+    """Return the model folder that --model names, or the hub id when it names none."""
+    if name == BUILT_IN:
+        if not (folder() / "model.safetensors").is_file():
+            raise ArgumentError(f"--model {name}: its weights are not installed in {folder()}")
+        return folder()
+    place = Path(name).expanduser()
+    if place.is_dir():
+        if (place / "model_index.json").is_file():
+            raise ArgumentError(f"--model {name} is a diffusers pipeline; use it with `generate`")
+        if not (place / "config.json").is_file():
+            raise ArgumentError(f"--model {name} is no model of transformers: no config.json")
+        return place
+    if place.exists():
+        raise ArgumentError(f"--model {name} is a file; name the folder of a model")
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return name
+    raise ArgumentError(
+        f"--model {name}: no such folder; use {BUILT_IN}, the folder of a language model or a hub "
+        "id (owner/name)"
+    )
+
+
+def load(request: Request) -> LanguageModel:
+    """Load the model of a request, dense, on its device and in its number format."""
+    import torch
+
+    place = locate(request.model)
+    device, dtype = device_of(request.device), request.dtype
+    if isinstance(place, str):
+        go_offline_without_network()
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        number_format = getattr(torch, DTYPES[dtype])
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=number_format)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+        what = "cannot be loaded as a causal language model"
+        if isinstance(place, str):
+            what = "is no folder here and cannot be fetched from the Hugging Face hub"
+        raise ArgumentError(f"--model {request.model} {what}: {error}") from error
+    model = model.eval().to(device)
+    return LanguageModel(model, tokenizer, request.model, request.model == BUILT_IN)
