@@ -14,8 +14,8 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-# in a checkout, kernels/, pipelines/ and profiles/ lie beside this folder and have no __init__.py:
-# a root folder `kernels` with one would shadow Hugging Face's package of the same name
+# in a checkout, demos/, kernels/, pipelines/ and profiles/ lie beside this folder and have no
+# __init__.py: a root folder `kernels` with one would shadow Hugging Face's package of that name
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))

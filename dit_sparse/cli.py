@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from dit_sparse.commands import (
     bench,
     bench_lm,
+    demo,
     evaluate,
     generate,
     inspect,
@@ -129,6 +130,7 @@ app.command("generate")(generate.generate)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("lm")(lm.lm)
 app.command("search")(search.search)

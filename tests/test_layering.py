@@ -122,7 +122,7 @@ def test_imports_and_size(path):
     assert not roots & {"kernels", "pipelines", "profiles"}, "modules would load twice"
 
 
-@pytest.mark.parametrize("folder", ["kernels", "pipelines", "profiles"])
+@pytest.mark.parametrize("folder", ["demos", "kernels", "pipelines", "profiles"])
 def test_no_package_file_shadows_others(folder):
     """A root folder `kernels` with an `__init__.py` would hide Hugging Face's package."""
     assert (ROOT / folder).is_dir() and not (ROOT / folder / "__init__.py").exists()

@@ -95,10 +95,11 @@ def run(request: Request) -> None:
             leave()
 
 
-def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
+def prepare(request: Request, screen: Screen, processes: Any = None, pipe: Any = None) -> Job:
     """Load the model and check the request against it.
 
-    processes: those that share the sequence, `Processes`; None or one alone: no sharing.
+    processes: those that share the sequence, `Processes`; None or one alone: no sharing. pipe: the
+    model where it is there already, dense.
     """
     # a wrong method or parameter shows before a model is loaded
     choose(request, request.model)
@@ -111,8 +112,9 @@ def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
 
         request = replace(request, device=str(join(device_of(request.device))))
     start = time.perf_counter()
-    screen.say(f"loading {request.model}")
-    pipe = load(request, place)
+    if pipe is None:
+        screen.say(f"loading {request.model}")
+        pipe = load(request, place)
     loading = time.perf_counter() - start
     needed(pipe, request)
     pipe = pipe if request.image is None else taking(pipe)
@@ -125,12 +127,16 @@ def prepare(request: Request, screen: Screen, processes: Any = None) -> Job:
         from dit_sparse.integrations.processes import share
 
         share(pipe, processes, pipe.device)
-    from dit_sparse.integrations.diffusers import model_name
+    from dit_sparse.integrations.diffusers import device_name, model_name
 
     name = model_name(pipe) or request.model
-    choice = choose(request, name) or saved(place) or default(tokens(geometry, arguments), name)
+    choice = choose(request, name) or saved(place)
+    choice = choice or default(tokens(geometry, arguments), name, request.quant)
     if choice.name == "dense" and (request.quant != "none" or request.guard is not None):
         screen.warn("--quant and --guard are for sparse attention; this run is dense")
+    elsewhere = choice.profile and choice.profile.elsewhere(device_name(pipe.transformer))
+    if elsewhere:
+        screen.warn(elsewhere)
     writes = processes is None or processes.first
     job = Job(request, screen, pipe, trained, geometry, arguments, choice, loading, writes)
     target(job)

@@ -50,13 +50,17 @@ class Loaded:
         }
 
 
-def loaded(request: Request, screen: Screen) -> Loaded:
-    """Load the model of a request and check the request against it."""
+def loaded(request: Request, screen: Screen, pipe: Any = None) -> Loaded:
+    """Load the model of a request and check the request against it.
+
+    pipe: the model where it is there already, dense.
+    """
     place, trained, asked = checked(request)
     if isinstance(place, str):
         go_offline_without_network()
-    screen.say(f"loading {request.model}")
-    pipe = load(request, place)
+    if pipe is None:
+        screen.say(f"loading {request.model}")
+        pipe = load(request, place)
     geometry = Geometry.of(pipe)
     arguments = call_arguments(pipe, request, trained, asked)
     geometry.check(arguments)

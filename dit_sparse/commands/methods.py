@@ -84,13 +84,13 @@ def markdown_table(facts: list[dict[str, Any]] | None = None) -> str:
         from dit_sparse import registry
 
         facts = [describe(registry.entry(n)) for n in registry.methods()]
-    head = ["method", "paper", *STAGES, "parameters"]
+    head = ["method", "paper", *STAGES]
     rows = []
     for fact in facts:
         number = fact["arxiv"]
         link = f" ([{number}](https://arxiv.org/abs/{number}))" if number else ""
-        stages = [f"`{_short(fact['stages'][stage])}`" for stage in STAGES]
-        rows.append([f"`{fact['name']}`", fact["title"] + link, *stages, f"{_signature(fact)}"])
+        stages = [f"`{_short(fact['stages'][stage], 60)}`" for stage in STAGES]
+        rows.append([f"`{fact['name']}`", fact["title"] + link, *stages])
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines

@@ -72,47 +72,60 @@ def caption(seen: Look) -> str:
 
 
 def heat_strip(seen: Look, frames: Any = None) -> Image.Image:
-    """Draw the attention of one patch in red over grey frames."""
-    low, high = -0.5, RANGE[1]
-    power = np.log10(np.maximum(seen.mass, 10.0**low))
-    share = ((power - low) / (high - low)).clip(0, 1)
-
-    def paint(ground: np.ndarray, number: int) -> np.ndarray:
-        grey = 90 + 0.55 * ground.mean(-1, keepdims=True).repeat(3, -1)
-        part = _enlarged(share[number], grey.shape)[..., None]
-        return grey * (1 - part) + part * np.array(HEAT)
-
-    return _strip(seen, frames, paint)
+    """Draw the attention of one patch on some frames beside each other."""
+    return _strip(seen, frames, heat)
 
 
 def choice_strip(seen: Look, frames: Any = None) -> Image.Image:
-    """Draw the frames where they are kept exactly, tinted where pooled, darkened elsewhere."""
+    """Draw what is kept for one patch on some frames beside each other."""
+    return _strip(seen, frames, kept)
 
-    def paint(ground: np.ndarray, number: int) -> np.ndarray:
-        level = _enlarged(seen.level[number], ground.shape)[..., None]
-        tinted = 0.55 * ground + 0.45 * np.array(POOLED)
-        return np.where(level == 1, ground, np.where(level > 1, tinted, 0.22 * ground))
 
-    return _strip(seen, frames, paint)
+def heat(seen: Look, number: int, frames: Any = None) -> Image.Image:
+    """Draw the attention of one patch in red over one frame of tokens in grey."""
+    low, high = -0.5, RANGE[1]
+    power = np.log10(np.maximum(seen.mass[number], 10.0**low))
+    share = ((power - low) / (high - low)).clip(0, 1)
+    ground = _ground(frames, number, *seen.mass.shape)
+    grey = 90 + 0.55 * ground.mean(-1, keepdims=True).repeat(3, -1)
+    part = _enlarged(share, grey.shape)[..., None]
+    return _outlined(grey * (1 - part) + part * np.array(HEAT), seen, number)
+
+
+def kept(seen: Look, number: int, frames: Any = None) -> Image.Image:
+    """Draw one frame where it is kept exactly, tinted where pooled, darkened elsewhere."""
+    ground = _ground(frames, number, *seen.mass.shape)
+    level = _enlarged(seen.level[number], ground.shape)[..., None]
+    tinted = 0.55 * ground + 0.45 * np.array(POOLED)
+    colours = np.where(level == 1, ground, np.where(level > 1, tinted, 0.22 * ground))
+    return _outlined(colours, seen, number)
+
+
+def chosen(seen: Look, most: int = THUMBS) -> list[int]:
+    """Return at most so many frames of tokens, evenly spread, the patch's own among them."""
+    count = len(seen.mass)
+    some = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+    if seen.patch[0] not in some:
+        some[np.abs(some - seen.patch[0]).argmin()] = seen.patch[0]
+    return some.tolist()
 
 
 def _strip(seen: Look, frames: Any, paint: Any) -> Image.Image:
-    """Draw some frames beside each other, the patch outlined in its own."""
-    count, height, width = seen.mass.shape
-    some = np.unique(np.linspace(0, count - 1, min(count, THUMBS)).round().astype(int))
-    if seen.patch[0] not in some:
-        some[np.abs(some - seen.patch[0]).argmin()] = seen.patch[0]
-    thumbs = []
-    for number in some:
-        ground = _ground(frames, number, count, height, width)
-        picture = Image.fromarray(paint(ground, number).clip(0, 255).astype(np.uint8))
-        if number == seen.patch[0]:
-            down, across = ground.shape[0] / height, ground.shape[1] / width
-            _, row, column = seen.patch
-            box = (column * across, row * down, (column + 1) * across, (row + 1) * down)
-            ImageDraw.Draw(picture).rectangle(box, outline=HERE, width=3)
-        thumbs.append(_panel(picture, f"frame {number}"))
+    """Draw some frames beside each other."""
+    thumbs = [_panel(paint(seen, n, frames), f"frame {n}") for n in chosen(seen)]
     return _beside(thumbs, gap=6)
+
+
+def _outlined(colours: np.ndarray, seen: Look, number: int) -> Image.Image:
+    """Return colours [h, w, 3] in 0..255 as a picture, the patch outlined in its own frame."""
+    picture = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
+    frame, row, column = seen.patch
+    if number == frame:
+        _, height, width = seen.mass.shape
+        down, across = picture.height / height, picture.width / width
+        box = (column * across, row * down, (column + 1) * across, (row + 1) * down)
+        ImageDraw.Draw(picture).rectangle(box, outline=HERE, width=3)
+    return picture
 
 
 def _ground(frames: Any, number: int, count: int, height: int, width: int) -> np.ndarray:

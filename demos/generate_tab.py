@@ -1,0 +1,268 @@
+"""The tab "Generate": a prompt becomes a dense and a sparse video, side by side."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from dit_sparse.commands.results import UNSTEADY, faster
+from dit_sparse.demos import chart, form
+from dit_sparse.demos.comparison import Comparison, compare
+from dit_sparse.demos.player import EMPTY, Shown, component, player
+from dit_sparse.demos.runner import Done, Failed, Said, Step, Stopped
+
+INTRO = """A video model spends most of its time in **attention**: every small patch of the video
+looks at every other. Most of those looks matter little. A **sparse** method computes only the
+share that matters, the **density**. Below, both ways start from the same noise: see what is lost,
+and how much time is won."""
+READY = "Choose a prompt and press Generate."
+SHOW_STATUS = """() => document.querySelector("#status").scrollIntoView({ block: "nearest" })"""
+RESULT = ("status", "player", "numbers", "command", "python", "shown")
+
+
+def tab(app: Any) -> None:
+    """Fill the tab."""
+    models = app.settings.models
+    first = models[0]
+    gr.Markdown(INTRO, elem_classes="intro")
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=300):
+            fields, go, stop = _form(app, first, models)
+        with gr.Column(scale=3, min_width=300):
+            status = gr.HTML(status_of(READY), elem_id="status")
+            shown = component(gr)
+            numbers = gr.HTML(BLANK, elem_id="numbers")
+    with gr.Accordion("Make it again: command line and Python", open=False):
+        plain: dict[str, Any] = {"interactive": False, "lines": 2, "wrap_lines": True}
+        command = gr.Code(label="Command line", language="shell", **plain)
+        python = gr.Code(label="Python", language="python", **plain)
+    app.fields.update(fields)
+    asked = [fields[name] for name in form.FIELDS]
+    outputs = [status, shown, numbers, command, python, app.shown]
+    event = gr.on(
+        [go.click, fields["prompt"].submit],
+        _generator(app),
+        asked,
+        outputs,
+        validator=_validator(app),
+        show_progress="full",
+        show_progress_on=[status],
+        api_name="generate",
+        **app.device,
+    )
+    # on a phone the form is above the screen by then
+    go.click(None, js=SHOW_STATUS)
+    stop.click(
+        _stopper(app), None, [status], queue=False, show_progress="hidden", api_visibility="private"
+    )
+    # takes it out of the queue when its turn has not come
+    stop.click(None, None, None, cancels=[event])
+
+
+def _form(app: Any, first: str, models: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:
+    """Add the fields and the buttons; returns the fields by name, and the two buttons."""
+    prompt = gr.Textbox(
+        form.prompts(first)[0], label="Prompt", lines=2, max_lines=4, autofocus=False,
+        info="What to show. The built-in model knows shapes, colours, motions and backgrounds.",
+    )  # fmt: skip
+    examples = gr.Dataset(
+        components=[prompt], samples=[[text] for text in form.prompts(first)],
+        label="Examples", samples_per_page=4, elem_id="examples",
+    )  # fmt: skip
+    examples.click(
+        lambda sample: sample[0], examples, prompt, queue=False, api_visibility="private"
+    )
+    method = gr.Dropdown(
+        form.methods(), value="pisa", label="Method", info="How it finds what matters."
+    )
+    keep = gr.Slider(
+        form.LEAST_KEEP, 1, 0.25, step=0.01, label="Density",
+        info="Share of the attention that is computed exactly.",
+    )  # fmt: skip
+    with gr.Row():
+        go = gr.Button("Generate", variant="primary", elem_id="go")
+        stop = gr.Button("Stop", variant="secondary", elem_id="stop")
+    with gr.Accordion("Size, steps, seed, model", open=False):
+        with gr.Row():
+            size = gr.Dropdown(
+                form.sizes(first), value=form.OWN, label="Size", info="Height x width.",
+                allow_custom_value=True,
+            )  # fmt: skip
+            frames = gr.Dropdown(
+                form.lengths(first), value=form.OWN, label="Frames", allow_custom_value=True,
+                info="More frames, more attention.",
+            )  # fmt: skip
+        with gr.Row():
+            steps = gr.Slider(
+                1, form.MOST_STEPS, form.steps(first), step=1, label="Steps",
+                info="From noise to video.",
+            )  # fmt: skip
+            seed = gr.Number(0, label="Seed", precision=0, info="Same seed, same video.")
+        model = gr.Dropdown(list(models), value=first, label="Model")
+        model.change(
+            _offers, model, [size, frames, steps, examples], queue=False, api_visibility="private"
+        )
+    fields = {"prompt": prompt, "method": method, "keep": keep, "steps": steps, "size": size,
+              "frames": frames, "seed": seed, "model": model}  # fmt: skip
+    for name, place in fields.items():
+        place.elem_id = f"field-{name}"
+    return fields, go, stop
+
+
+def _offers(model: str) -> tuple[Any, ...]:
+    """Return what the fields offer for a model."""
+    return (
+        gr.Dropdown(choices=form.sizes(model), value=form.OWN),
+        gr.Dropdown(choices=form.lengths(model), value=form.OWN),
+        form.steps(model),
+        gr.Dataset(samples=[[text] for text in form.prompts(model)]),
+    )
+
+
+def _validator(app: Any) -> Any:
+    """Return what runs before a visitor is queued: which field is wrong, and why."""
+
+    def check(*values: Any) -> list[Any]:
+        wrong = {}
+        try:
+            form.request(values, app.settings.models, app.settings.device, app.folder)
+        except form.Refused as error:
+            wrong = {error.field: str(error)}
+        return [gr.validate(name not in wrong, wrong.get(name, "")) for name in form.FIELDS]
+
+    return check
+
+
+def _generator(app: Any) -> Any:
+    """Return what runs when it is a visitor's turn: yields all outputs of the tab."""
+
+    def generate(
+        prompt: str, method: str, keep: float, steps: int, size: str, frames: str, seed: int,
+        model: str, request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+        values = prompt, method, keep, steps, size, frames, seed, model
+        visitor = request.session_hash or ""
+        rest = [gr.skip()] * (len(RESULT) - 1)
+        told: list[str] = []
+        try:
+            folder = app.files.new(visitor)
+            asked = form.request(values, app.settings.models, app.settings.device, folder)
+            yield status_of("starting"), EMPTY, BLANK, "", "", None
+            for event in app.runner.work(visitor, lambda turn: compare(app.runner, asked, turn)):
+                match event:
+                    case Done(value):
+                        yield results(value, told)
+                    case Said(text, warns):
+                        told += [text] if warns else []
+                        yield status_of(text), *rest
+                    case Step():
+                        yield status_of_step(event), *rest
+        except Stopped:
+            yield status_of("Stopped."), *rest
+        except (Failed, form.Refused) as error:
+            yield status_of(str(error), wrong=True), *rest
+
+    return generate
+
+
+def _stopper(app: Any) -> Any:
+    """Return what the button Stop does."""
+
+    def stop(request: gr.Request) -> str:
+        app.runner.stop(request.session_hash or "")
+        return status_of("Stopped.")
+
+    return stop
+
+
+def status_of(text: str, wrong: bool = False) -> str:
+    """Return the status line; wrong: an error, which screen readers say at once."""
+    return _status("alert" if wrong else "status", "", text, 0, 1)
+
+
+def status_of_step(step: Step) -> str:
+    """Return the status of a running generation: its newest frames, a bar, a line."""
+    seen = ""
+    if step.picture is not None:
+        told = f"first look at the {step.label} video after step {step.step}"
+        seen = f'<img src="{picture_address(step.picture)}" alt="{html.escape(told)}">'
+    text = f"{step.label}: step {step.step} of {step.steps}, {step.note}"
+    return _status("status", seen, text, step.step, step.steps)
+
+
+def _status(role: str, seen: str, text: str, done: int, total: int) -> str:
+    return (
+        f'<div class="now" role="{role}"><div class="preview">{seen}</div><div class="said">'
+        f'<p>{html.escape(text)}</p><div class="progress" role="progressbar" aria-label="steps" '
+        f'aria-valuenow="{done}" aria-valuemin="0" aria-valuemax="{total}">'
+        f'<div style="width:{done / total:.1%}"></div></div></div></div>'
+    )
+
+
+def picture_address(picture: Any) -> str:
+    """Return a picture [h, w, 3], uint8, as an address that needs no file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "jpeg", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def results(made: Comparison, told: Sequence[str]) -> tuple[Any, ...]:
+    """Return all outputs of the tab for a finished comparison."""
+    prompt = made.request.prompt
+    titles = (
+        ("dense", f"the dense video of: {prompt}"),
+        (made.request.method or "sparse", f"the same video, made with {made.label}"),
+        ("difference", "where both differ: black is equal, white is far apart"),
+    )
+    videos = [Shown(*title, file) for title, file in zip(titles, made.files, strict=True)]
+    return (
+        status_of("Done."),
+        player(videos, *made.shape, made.fps),
+        numbers_of(made, told),
+        made.command,
+        made.python,
+        made.request,
+    )
+
+
+def numbers_of(made: Comparison, told: Sequence[str] = ()) -> str:
+    """Return how alike the videos are, the times as bars and the densities as a line."""
+    dense, sparse = made.seconds
+    likeness = "identical" if math.isinf(made.psnr) else f"{made.psnr:.1f} dB"
+    facts = [
+        ("PSNR", likeness, "from 30 dB on hard to see"),
+        ("SSIM", "-" if made.ssim is None else f"{made.ssim:.3f}", "1 is equal"),
+        ("density", f"{made.density:.0%}", "of all attention"),
+        ("speed", faster(made.speedup), "all steps, this machine"),
+    ]
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd><p>{told}</p></div>" for name, value, told in facts
+    )
+    times = [("dense", dense, f"{dense:.1f} s"), (made.request.method or "sparse", sparse,
+             f"{sparse:.1f} s")]  # fmt: skip
+    tokens = f"{made.tokens:,} tokens." if made.tokens else ""
+    frames, height, width = made.shape
+    lines = [
+        f"{made.label}: {frames} frames of {height} x {width}. {tokens}",
+        "Sparse attention saves attention, and only that: the longer the video, the more it pays.",
+        *([] if made.steady else [UNSTEADY]),
+        *made.notes,
+        *told,
+    ]
+    return (
+        f'<dl class="tiles">{tiles}</dl><div class="charts">'
+        f"{chart.bars('Time of all steps', times)}"
+        f"{chart.line('Density of each step', made.densities, 'step')}</div>"
+        f'<ul class="notes">{"".join(f"<li>{html.escape(x)}</li>" for x in lines)}</ul>'
+    )
+
+
+BLANK = '<div class="tiles blank-numbers"></div>'

@@ -1,0 +1,230 @@
+"""One generation at a time per device, with progress, and with an end that anyone can call for.
+
+    for event in runner.work(visitor, lambda turn: ...):
+        ...  # what the work told; `Done` comes last
+
+The work runs in a thread of its own, so that the page hears of it while a step lasts. It tells its
+progress through `Turn` and is stopped there, between two denoising steps.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from dit_sparse.commands.job import Job, prepare
+from dit_sparse.commands.loading import Loaded, loaded
+from dit_sparse.commands.model import load, locate
+from dit_sparse.commands.request import Request
+from dit_sparse.commands.sampling import RunError
+from dit_sparse.commands.screen import Screen, hushed
+from dit_sparse.demos.form import plain
+from dit_sparse.errors import DitSparseError
+
+
+class Stopped(BaseException):
+    """The visitor wants no more of it: unwind to where the work began."""
+
+
+class Failed(Exception):
+    """The work failed; the text is for the visitor."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What goes on now, in words."""
+
+    text: str
+    warns: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step is done. note: time and density in words; picture: of now, or None."""
+
+    label: str
+    step: int
+    steps: int
+    note: str
+    picture: Any = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The work is over; value: what it returned."""
+
+    value: Any
+
+
+@dataclass
+class Turn:
+    """What a work tells the page while it has the device, and where it is stopped."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+
+    def tell(self, event: Any) -> None:
+        """Hand an event to the page; ends the work when it was stopped."""
+        self.check()
+        self.events.put(event)
+
+    def show(self, step: int, steps: int, note: str) -> None:
+        """Tell that `step` of `steps` is done: a turn can be the bar of `sample`."""
+        self.tell(Step("", step, steps, note))
+
+    def check(self) -> None:
+        """End the work when it was stopped."""
+        if self.stopped.is_set():
+            raise Stopped
+
+
+class Page(Screen):
+    """The screen of a command, shown on the page.
+
+    picture: makes the preview of the newest step; None: no preview.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(quiet=True)
+        self.turn = turn
+        self.picture: Callable[[], Any] | None = None
+
+    def warn(self, text: str) -> None:
+        """Say in one line what the visitor should know even when all goes on."""
+        self.turn.tell(Said(text, warns=True))
+
+    def say(self, text: str) -> None:
+        """Say in one line what goes on."""
+        self.turn.tell(Said(text))
+
+    @contextmanager
+    def steps(self, label: str) -> Iterator[Any]:
+        """Show the denoising steps of one run."""
+        self.label = label
+        self.turn.check()
+        yield self
+
+    def show(self, step: int, steps: int, note: str) -> None:
+        """Tell that `step` of `steps` is done."""
+        picture = self.picture() if self.picture is not None else None
+        self.turn.tell(Step(self.label, step, steps, note, picture))
+
+    def result(self, data: dict[str, Any], rows: Sequence[Any], files: list) -> None:
+        """Tell the facts of the result."""
+        self.turn.tell(data)
+
+
+class Runner:
+    """The device, the model on it, and who has it now."""
+
+    def __init__(self, device: str = "auto", debug: bool = False) -> None:
+        self.device, self.debug = device, debug
+        self._lock = threading.Lock()  # held while a work has the device
+        self._turns: dict[str, Turn] = {}
+        self._pipe: tuple[str, Any] | None = None
+
+    def work(self, visitor: str, job: Callable[[Turn], Any]) -> Iterator[Any]:
+        """Run `job(turn)` when the device is free; yields what it tells, then `Done`.
+
+        visitor: by which `stop` finds it. Raises `Stopped`, or `Failed` with a text for the
+        visitor. Leaving the loop early stops the job.
+        """
+        turn = self._turns[visitor] = Turn()
+        thread = threading.Thread(target=self._do, args=(job, turn), daemon=True)
+        thread.start()
+        try:
+            while not isinstance(event := turn.events.get(), Done):
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+            yield event
+        finally:
+            turn.stopped.set()
+            thread.join()
+            if self._turns.get(visitor) is turn:
+                del self._turns[visitor]
+
+    def stop(self, visitor: str) -> bool:
+        """Stop what a visitor has running; returns whether there was something."""
+        turn = self._turns.get(visitor)
+        if turn is not None:
+            turn.stopped.set()
+        return turn is not None
+
+    def stop_all(self) -> None:
+        """Stop whatever runs."""
+        for visitor in list(self._turns):
+            self.stop(visitor)
+
+    def pipe(self, request: Request, screen: Screen) -> Any:
+        """Return the pipeline of a request, dense; one is kept, and makes room for another."""
+        if self._pipe is None or self._pipe[0] != request.model:
+            self._pipe = None
+            release()
+            screen.say(f"loading {request.model}")
+            self._pipe = request.model, load(request, locate(request.model))
+        return self._pipe[1]
+
+    def warm(self, model: str) -> None:
+        """Load a model before anyone asks for it; an error waits for who does."""
+        request = Request("any", model, self.device)
+        with suppress(Failed, Stopped):
+            list(self.work("", lambda turn: self.pipe(request, Page(turn))))
+
+    def job(self, request: Request, screen: Screen) -> Job:
+        """Return all that a generation needs, its method enabled; use inside `work`."""
+        return prepare(request, screen, pipe=self.pipe(request, screen))
+
+    def model(self, request: Request, screen: Screen | None = None) -> Loaded:
+        """Return the model of a request, dense, and how to call it; use inside `work`."""
+        screen = screen or Screen(quiet=True)
+        return loaded(request, screen, self.pipe(request, screen))
+
+    def _do(self, job: Callable[[Turn], Any], turn: Turn) -> None:
+        """Run a job and tell how it ended; what it held on the device is free before that."""
+        end: Any = Stopped()
+        with self._lock, hushed(self.debug):
+            try:
+                turn.check()
+                end = Done(job(turn))
+            except Stopped:
+                pass
+            except BaseException as error:
+                if self.debug or not isinstance(error, DitSparseError | RunError):
+                    traceback.print_exc()
+                # a new exception: the frames of this one hold the tensors of the generation
+                end = Failed(explain(error))
+            finally:
+                self._tidy()
+        turn.events.put(end)
+
+    def _tidy(self) -> None:
+        """Leave the model dense, and nothing of a generation in memory."""
+        if self._pipe is not None:
+            import dit_sparse
+
+            dit_sparse.disable(self._pipe[1])
+        release()
+
+
+def explain(error: BaseException) -> str:
+    """Return one line about an error that a visitor can read."""
+    text = " ".join(str(error).split())
+    if isinstance(error, DitSparseError | RunError):
+        return plain(text)
+    return f"Something went wrong here ({type(error).__name__}); the page goes on."
+
+
+def release() -> None:
+    """Give memory that nobody uses back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
