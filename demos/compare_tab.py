@@ -84,7 +84,7 @@ def tab(app: Any) -> None:
     here = gr.State(None, time_to_live=3600)
     chosen = gr.State(None)
     names = evaluations.methods(shipped) if shipped else []
-    cost, gain = next(iter(front.COSTS)), next(iter(front.GAINS))
+    cost, gain = front.cost_of(shipped), next(iter(front.GAINS))
     gr.Markdown(INTRO)
     with gr.Row():
         source = gr.Radio([SHIPPED, HERE], value=SHIPPED, label="Numbers", elem_id="compare-source")
@@ -148,7 +148,9 @@ def tab(app: Any) -> None:
         return gr.CheckboxGroup(names, value=names), *draw(source, cost, gain, names, own, None)
 
     seen, drawn = [source, across, up, some, here, chosen], [facts, plot, table]
-    fast: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    # the queue is for those who wait for the device
+    fast: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last",
+                            "queue": False}  # fmt: skip
     gr.on([across.input, up.input, some.input], draw, seen, drawn, api_name="compare_draw", **fast)
     source.input(switch, [source, across, up, here], [some, *drawn], api_name="compare_switch",
                  **fast)  # fmt: skip
@@ -169,9 +171,9 @@ def tab(app: Any) -> None:
         method = gr.Dropdown(choices=offered, value=found["method"])
         keep = gr.skip() if found["keep"] is None else found["keep"]
         text = f"**{label}** is loaded into the tab “Generate”."
-        return label, text, gr.Button(interactive=True), method, keep
+        return label, text, gr.Button(interactive=True), method, keep, found["settings"]
 
-    into = [chosen, loaded, go, app.fields["method"], app.fields["keep"]]
+    into = [chosen, loaded, go, *(app.fields[name] for name in ("method", "keep", "settings"))]
 
     def of_event(event: gr.EventData, source: str, own: Any) -> tuple[Any, ...]:
         """Load the setting that was chosen in the plot or in the table."""

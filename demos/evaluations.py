@@ -7,9 +7,12 @@ table(result), setting(result, "pisa keep=0.25")
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
+from collections import defaultdict
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from dit_sparse.commands.model import locate
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.sampling import Run, RunError, sample
 from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import as_tuples
 from dit_sparse.quality.cases import Case, at_budgets
 from dit_sparse.quality.results import Result
 from dit_sparse.quality.run import Evaluation
@@ -45,6 +49,16 @@ def saved(model: str) -> Result | None:
     place = locate(model)
     path = place / FILE if isinstance(place, Path) else None
     return Result.load(path) if path is not None and path.is_file() else None
+
+
+@lru_cache(maxsize=8)
+def offered(model: str) -> dict[str, set[str]]:
+    """Return the settings, by method, that can be loaded from a model's own evaluation."""
+    result, found = saved(model), defaultdict(set)
+    for row in result.sparse if result is not None else ():
+        asked = setting(result, row.label)
+        found[asked["method"]].add(asked["settings"])
+    return dict(found)
 
 
 def measurable() -> list[str]:
@@ -147,16 +161,26 @@ def table(result: Result, shown: list[str]) -> tuple[list[str], list[list[str]]]
 
 
 def setting(result: Result, label: str) -> dict[str, Any]:
-    """Return the method and the budget of a row, as the tab "Generate" calls them.
+    """Return method, budget and other settings of a row, as the tab "Generate" calls them.
 
-    keep: None where the method has no such parameter.
+    keep: None where the method has no such parameter. settings: KEY=VALUE, a line for each that
+    the method does not have anyway on this model.
     """
     row = next((row for row in result.sparse if row.label == label), None)
     if row is None:
         raise ArgumentError(f"{label!r} is no row of this evaluation")
-    params = row.facts.get("params", {})
+    name, model = row.facts["method"], result.settings["model"]
+    choice = choose(Request("any", model, method=name), model)
+    assert choice is not None
+    # a schedule of the whole evaluation is a setting as well
+    params = {**row.facts.get("schedule", {}), **row.facts.get("params", {})}
     keep = row.facts.get("keep", params.get("keep"))
-    return {"method": row.facts["method"], "keep": keep, "params": params}
+    other = {
+        k: v for k, v in params.items()
+        if k in choice.params and k != "keep" and as_tuples(v) != as_tuples(choice.params[k])
+    }  # fmt: skip
+    lines = [f"{k}={json.dumps(v)}" for k, v in other.items()]
+    return {"method": name, "keep": keep, "settings": "\n".join(lines)}
 
 
 def told(result: Result) -> str:

@@ -12,6 +12,7 @@ from dit_sparse.commands.job import checked
 from dit_sparse.commands.loading import own_prompts
 from dit_sparse.commands.model import BUILT_IN, Trained, locate
 from dit_sparse.commands.request import Request
+from dit_sparse.demos import evaluations
 from dit_sparse.errors import ArgumentError, DitSparseError
 
 # what a visitor may ask of a machine that others wait for
@@ -19,7 +20,7 @@ LONGEST_PROMPT, MOST_STEPS, MOST_FRAMES, MOST_PIXELS = 300, 50, 129, 1280 * 1280
 MOST_SEED = 2**32 - 1
 LEAST_KEEP = 0.02
 OWN = "as the model has it"
-FIELDS = ("prompt", "method", "keep", "steps", "size", "frames", "seed", "model")
+FIELDS = ("prompt", "method", "keep", "steps", "size", "frames", "seed", "model", "settings")
 
 
 class Refused(ArgumentError):
@@ -96,6 +97,7 @@ def request(values: Sequence[Any], models: Sequence[str], device: str, out: Path
         device,
         method=given["method"],
         keep=_keep(given["method"], given["keep"]),
+        set=_settings(given["method"], given["model"], given["settings"]),
         steps=_number("steps", given["steps"], 1, MOST_STEPS, int),
         frames=_frames(given["frames"]),
         height=height,
@@ -131,6 +133,18 @@ def _keep(method: str, value: Any) -> float | None:
     if method in known() and "keep" not in entry(method).parameters:
         return None
     return _number("keep", value, LEAST_KEEP, 1.0, float)
+
+
+def _settings(method: Any, model: str, text: Any) -> tuple[str, ...]:
+    """Return the lines KEY=VALUE of a setting that the tab "Compare" loads, and of no other.
+
+    With its own numbers a visitor could keep the device busy for hours, or name files.
+    """
+    if not text:
+        return ()
+    if text not in evaluations.offered(model).get(method, ()):
+        raise Refused("settings", "These settings are of no row of the tab “Compare”.")
+    return tuple(text.splitlines())
 
 
 def _number(field: str, value: Any, least: Any, most: Any, kind: Any) -> Any:

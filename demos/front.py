@@ -31,6 +31,15 @@ class Point:
     front: bool
 
 
+def cost_of(result: Result | None) -> str:
+    """Return the first cost that was measured, by its title."""
+    measured = (
+        title for title, (metric, *_) in COSTS.items()
+        if result is not None and any(result.mean(row, metric) for row in result.sparse)
+    )  # fmt: skip
+    return next(measured, next(iter(COSTS)))
+
+
 def points(result: Result, cost: str, gain: str, shown: list[str]) -> list[Point]:
     """Return the settings of some methods, by their titles in `COSTS` and `GAINS`."""
     metrics = COSTS[cost][0], GAINS[gain][0]

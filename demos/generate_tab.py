@@ -88,7 +88,7 @@ def _form(app: Any, first: str, models: Sequence[str]) -> tuple[dict[str, Any], 
     with gr.Row():
         go = gr.Button("Generate", variant="primary", elem_id="go")
         stop = gr.Button("Stop", variant="secondary", elem_id="stop")
-    with gr.Accordion("Size, steps, seed, model", open=False):
+    with gr.Accordion("Size, steps, seed, model, settings", open=False):
         with gr.Row():
             size = gr.Dropdown(
                 form.sizes(first), value=form.OWN, label="Size", info="Height x width.",
@@ -105,11 +105,18 @@ def _form(app: Any, first: str, models: Sequence[str]) -> tuple[dict[str, Any], 
             )  # fmt: skip
             seed = gr.Number(0, label="Seed", precision=0, info="Same seed, same video.")
         model = gr.Dropdown(list(models), value=first, label="Model")
+        settings = gr.Textbox(
+            "", label="Other settings of the method", lines=2, max_lines=8, interactive=False,
+            info="Those of a dot of “Compare”; the method's own where this is empty.",
+        )  # fmt: skip
+        # those of one method say nothing to another
+        method.input(lambda: "", None, settings, queue=False, api_visibility="private")
         model.change(
             _offers, model, [size, frames, steps, examples], queue=False, api_visibility="private"
         )
     fields = {"prompt": prompt, "method": method, "keep": keep, "steps": steps, "size": size,
-              "frames": frames, "seed": seed, "model": model}  # fmt: skip
+              "frames": frames, "seed": seed, "model": model,
+              "settings": settings}  # fmt: skip
     for name, place in fields.items():
         place.elem_id = f"field-{name}"
     return fields, go, stop
@@ -144,9 +151,9 @@ def _generator(app: Any) -> Any:
 
     def generate(
         prompt: str, method: str, keep: float, steps: int, size: str, frames: str, seed: int,
-        model: str, request: gr.Request,
+        model: str, settings: str, request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        values = prompt, method, keep, steps, size, frames, seed, model
+        values = prompt, method, keep, steps, size, frames, seed, model, settings
         visitor = request.session_hash or ""
         rest = [gr.skip()] * (len(RESULT) - 1)
         told: list[str] = []

@@ -192,7 +192,7 @@ def tab(app: Any) -> None:
     stop.click(None, None, None, cancels=[event])
     gr.on(
         [layer.input, head.input, step.input, order.input, *(slider.release for slider in patch)],
-        show, inputs, outputs, show_progress="hidden", trigger_mode="always_last",
+        show, inputs, outputs, show_progress="hidden", trigger_mode="always_last", queue=False,
         api_name="look_show",
     )  # fmt: skip
 
@@ -205,7 +205,8 @@ def tab(app: Any) -> None:
         """Choose the head that was clicked."""
         return event.layer, event.head, *show(chosen[0], event.layer, event.head, *chosen[3:])
 
-    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last",
+                             "queue": False}  # fmt: skip
     pictures.choose(clicked, inputs, [*patch, *outputs], api_visibility="private", **quick)
     table.choose(cell, inputs, [layer, head, *outputs], api_visibility="private", **quick)
 

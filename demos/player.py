@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 ROUTE = "gradio_api/file="
 
@@ -96,7 +97,7 @@ def player(videos: Sequence[Shown], frames: int, height: int, width: int, fps: f
 
 def address(file: Path) -> str:
     """Return where the page's server gives a file away."""
-    return html.escape(ROUTE + str(file))
+    return html.escape(ROUTE + quote(str(file)))
 
 
 def _medium(shown: Shown, height: int, width: int) -> str:

@@ -189,20 +189,26 @@ class Runner:
     def _do(self, job: Callable[[Turn], Any], turn: Turn) -> None:
         """Run a job and tell how it ended; what it held on the device is free before that."""
         end: Any = Stopped()
-        with self._lock, hushed(self.debug):
-            try:
-                turn.check()
-                end = Done(job(turn))
-            except Stopped:
-                pass
-            except BaseException as error:
-                if self.debug or not isinstance(error, DitSparseError | RunError):
-                    traceback.print_exc()
-                # a new exception: the frames of this one hold the tensors of the generation
-                end = Failed(explain(error))
-            finally:
-                self._tidy()
-        turn.events.put(end)
+        try:
+            with self._lock, hushed(self.debug):
+                try:
+                    turn.check()
+                    end = Done(job(turn))
+                except Stopped:
+                    pass
+                except BaseException as error:
+                    if self.debug or not isinstance(error, DitSparseError | RunError):
+                        traceback.print_exc()
+                    # a new exception: the frames of this one hold the tensors of the generation
+                    end = Failed(explain(error))
+                finally:
+                    self._tidy()
+        except BaseException as error:
+            # a model that cannot be tidied up is loaded anew
+            self._pipe, end = None, Failed(explain(error))
+        finally:
+            # whoever waits must hear of the end, whatever happened
+            turn.events.put(end)
 
     def _tidy(self) -> None:
         """Leave the model dense, and nothing of a generation in memory."""

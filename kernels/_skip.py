@@ -8,8 +8,8 @@ from dit_sparse.kernels._jit import load_rows, load_tile, scores, softmax_step, 
 
 @triton.jit
 def visit(
-    acc, total, peak, done, q, q_rows, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b,
-    h, first, stop, last, s_kv, edge, qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM:
+    acc, total, peak, done, q, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks, stride_vs, b, h,
+    first, stop, last, s_kv, edge, qk_scale, DIM: tl.constexpr, DIM_V: tl.constexpr, HEAD_DIM:
     tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, HAS_MASK:
     tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -78,12 +78,12 @@ def skip_kernel(
     whole = seen // BLOCK_N * BLOCK_N
     qk_scale = scale * 1.4426950408889634
     acc, total, peak, done = visit(
-        acc, total, peak, done, q, q_rows, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks,
+        acc, total, peak, done, q, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks,
         stride_vs, b32, hk32, 0, whole, last, s_kv, edge, qk_scale, DIM, DIM_V, HEAD_DIM,
         HEAD_DIM_V, BLOCK_N, USE_TMA, False, IS_CAUSAL, PRECISION,
     )  # fmt: skip
     acc, total, peak, done = visit(
-        acc, total, peak, done, q, q_rows, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks,
+        acc, total, peak, done, q, live, k_desc, v_desc, k_ptr, v_ptr, stride_ks,
         stride_vs, b32, hk32, whole, stop, last, s_kv, edge, qk_scale, DIM, DIM_V, HEAD_DIM,
         HEAD_DIM_V, BLOCK_N, USE_TMA, True, IS_CAUSAL, PRECISION,
     )  # fmt: skip

@@ -80,8 +80,10 @@ def decode_attention(
     >>> index = torch.tensor([0, 3], dtype=torch.int32).expand(1, 2, 1, 2)
     >>> out, lse = decode_attention(q, k, v, count, index, page=16)
     """
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     _check(q, k, v, kv_count, kv_index, page, choice, table, lengths, scale)
+    if splits is not None:
+        _count("splits", splits)
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     if impl == "reference":
         from dit_sparse.kernels import reference
 
@@ -105,12 +107,10 @@ def page_scores(q: Tensor, k: Tensor, *, page: int, impl: str = "auto") -> Tenso
     >>> page_scores(torch.ones(1, 2, 1, 4), torch.ones(1, 1, 3, 4), page=2).tolist()
     [[[[4.0, 4.0]]]]
     """
-    heads = k.shape[1] if isinstance(k, Tensor) and k.dim() == 4 else 0
-    if q.dim() != 4 or q.shape[2] != 1 or not heads or q.shape[1] % heads:
-        got = f"{list(q.shape)} and {list(k.shape)}"
-        raise ValueError(f"q and k must be [B, H, 1, D] and [B, Hkv, S, D], got {got}")
-    if page < 1:
-        _fail("page", "a count of keys, at least 1", page)
+    heads = _heads(q, k)
+    _shaped("q", q, q.shape[0], q.shape[1], 1, q.shape[3])
+    _shaped("k", k, q.shape[0], heads, k.shape[2], q.shape[3], dtype=q.dtype)
+    _count("page", page)
     if pick(q, impl, k, limit=256) == "torch":
         wide = torch.promote_types(q.dtype, torch.float32)
         mean = q.unflatten(1, (heads, -1)).to(wide).mean(2)
@@ -135,19 +135,13 @@ def page_scores(q: Tensor, k: Tensor, *, page: int, impl: str = "auto") -> Tenso
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor | None, kv_index: Tensor, page: int, choice:
-    Tensor | None, table: Tensor | None, lengths: Tensor | None, scale: float,
+    Tensor | None, table: Tensor | None, lengths: Tensor | None, scale: float | None,
 ) -> None:  # fmt: skip
     """Raise one line naming the argument if the call breaks the contract; reads no device data."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-            _fail(name, "a floating 4-D tensor", x)
-    (batch, heads, _, dim), kv_heads = q.shape, k.shape[1]
-    if not kv_heads or heads % kv_heads:
-        _fail("k", f"of a head count that divides q's {heads}", k)
-    if not isinstance(page, int) or page < 1:
-        _fail("page", "a count of keys, at least 1", page)
+    (batch, heads, _, dim), kv_heads = q.shape, _heads(q, k, v)
+    _count("page", page)
     if table is not None:
-        _shaped("table", table, batch, table.shape[-1], dtype=torch.int32)
+        _shaped("table", table, batch, _width(table), dtype=torch.int32)
     rows, tokens = (batch, k.shape[2]) if table is None else (k.shape[0], page)
     pages = -(-tokens // page) if table is None else table.shape[-1]
     _shaped("q", q, batch, heads, 1, dim)
@@ -155,13 +149,35 @@ def _check(
     _shaped("v", v, rows, kv_heads, tokens, v.shape[3], dtype=q.dtype)
     if kv_count is not None:
         _shaped("kv_count", kv_count, batch, kv_heads, 1, dtype=torch.int32)
-    _shaped("kv_index", kv_index, batch, kv_heads, 1, kv_index.shape[-1], dtype=torch.int32)
+    _shaped("kv_index", kv_index, batch, kv_heads, 1, _width(kv_index), dtype=torch.int32)
     if choice is not None:
         _shaped("choice", choice, batch, heads, pages, dtype=(torch.bool, torch.int8))
     if lengths is not None:
         _shaped("lengths", lengths, batch, dtype=torch.int32)
-    if scale <= 0:
+    if scale is not None and not scale > 0:
         _fail("scale", "a positive number", scale)
+
+
+def _heads(q: Tensor, *more: Tensor) -> int:
+    """Return the number of key heads; raise unless q and `more`, k and v, are such tensors."""
+    for name, x in zip("qkv", (q, *more), strict=False):
+        if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+            _fail(name, "a floating 4-D tensor", x)
+    heads, k = q.shape[1], more[0]
+    if not k.shape[1] or heads % k.shape[1]:
+        _fail("k", f"of a head count that divides q's {heads}", k)
+    return k.shape[1]
+
+
+def _count(name: str, x: object) -> None:
+    """Raise unless x is a positive number of things."""
+    if type(x) is not int or x < 1:
+        _fail(name, "a whole number, at least 1", x)
+
+
+def _width(x: object) -> object:
+    """Return the size of the last axis, any for what is no such tensor."""
+    return x.shape[-1] if isinstance(x, Tensor) and x.dim() else "any"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ so that another tile is another result. It is the paper's form of BLASST, edge =
 method chooses the same tiles before its kernel. The kernel is in _skip.py.
 Limits of Triton: head dims up to 256, no float64, forward only.
 One H200, Triton 3.6, 32 / 8 heads of 128, 32,768 tokens, causal, bf16: 19.5 ms where nothing is
-skipped, 16.1 where .65 of the tiles are computed, 13.6 at .44, 11.9 at .26; PyTorch's flash 14.6.
+skipped, 16.1 where .65 of the tiles are computed, 13.6 at .44, 11.9 at .26; dense with cuDNN 14.7.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types
@@ -56,13 +56,18 @@ def skipping_attention(
     (batch, heads, _, dim), kv_heads, s_kv = q.shape, k.shape[1], k.shape[2]
     if not kv_heads or heads % kv_heads:
         _fail("k", f"of a head count that divides q's {heads}", k)
+    if not q.shape[2]:
+        _fail("q", "of at least one query", q)
     _shaped("k", k, batch, kv_heads, s_kv, dim, dtype=q.dtype)
     _shaped("v", v, batch, kv_heads, s_kv, v.shape[3], dtype=q.dtype)
     if not edge <= 0:
         _fail("edge", "at most 0", edge)
-    if len(tile) != 2 or any(size < 16 or size & (size - 1) for size in tile):
+    whole = isinstance(tile, tuple) and len(tile) == 2 and all(type(n) is int for n in tile)
+    if not whole or any(size < 16 or size & (size - 1) for size in tile):
         _fail("tile", "two powers of two from 16, e.g. (128, 64)", tile)
     scale = float(dim**-0.5 if scale is None else scale)
+    if not scale > 0:
+        _fail("scale", "a positive number", scale)
     options = {"edge": edge, "tile": tile, "causal": causal, "scale": scale}
     if pick(q, impl, k, v, limit=256) == "triton":
         return _launch(q, k, v, **options)

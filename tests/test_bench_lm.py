@@ -16,6 +16,8 @@ from tests.test_cli import check, run
 SIZE = ("--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--tokens", "256")
 LM = ("bench", "lm", "--quick", "--batch", "2", "--block", "32", *SIZE)
 PREFILL = Shape("p", 4, 256, 16, None, 2, None, "prefill")
+SHORT = Shape("s", 4, 250, 16, None, 2, None, "prefill")
+WHOLE = Shape("w", 4, 250, 16, None, 2, None, "whole")
 DECODE = Shape("d", 4, 250, 16, None, 2, 2, "decode")
 
 
@@ -34,24 +36,33 @@ def test_command(tmp_path):
 
 
 def test_counted_work():
-    """Operations and traffic by hand; the density of a case is that of its mask."""
+    """Operations and traffic by hand."""
     assert DECODE.flops() == 2 * 4 * 4 * 250 * 16
     assert PREFILL.flops() == 4 * 4 * (256 * 257 // 2) * 16
     # 2 sequences, k and v of 2 heads, q and out of 4, two bytes each
     assert DECODE.bytes(2, 0.5) == 2 * 2 * (2 * 125 + 4) * 16 * 2
     assert Limits(1e3, 1.0, 2).ms(DECODE, 0.5) == pytest.approx(DECODE.bytes(2, 0.5) / 1e6)
-    for single in (False, True):
-        case = lm.Case(PREFILL, 0.4, 32, single)
-        row = list(lm.run([case], TIMER, torch.float32, "torch", False))[-1]
-        count, index = lm.block_lists(case, CPU)
-        past = torch.ones(256, 256, dtype=torch.bool).tril()
-        seen = dense_mask(count, index, 8).repeat_interleave(32, 2).repeat_interleave(32, 3) & past
-        if single:
-            columns = lm.stripes(case, lm.draw(PREFILL, CPU, torch.float32))
-            extra = dense_mask(columns.count, columns.index, 256).repeat_interleave(32, 2)
-            assert extra.any() and not (extra & (seen | ~past)).any()
-            seen = seen | extra
-        assert row.density == pytest.approx(seen.sum().item() / 4 / past.sum().item())
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("shape", [PREFILL, SHORT, WHOLE], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("keep", [0.4, 1.0])
+def test_density_is_that_of_the_mask(shape, single, keep):
+    """Also where the last block is short."""
+    case, tokens = lm.Case(shape, keep, 32, single), shape.tokens
+    row = list(lm.run([case], TIMER, torch.float32, "torch", False))[-1]
+    count, index = lm.block_lists(case, CPU)
+    past = torch.ones(tokens, tokens, dtype=torch.bool)
+    past = past if shape is WHOLE else past.tril()
+    seen = dense_mask(count, index, 8).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    seen = seen[:, :, :tokens, :tokens] & past
+    if single:
+        columns = lm.stripes(case, lm.draw(shape, CPU, torch.float32))
+        extra = dense_mask(columns.count, columns.index, tokens).repeat_interleave(32, 2)
+        extra = extra[:, :, :tokens]
+        assert extra.any() and not (extra & (seen | ~past)).any()
+        seen = seen | extra
+    assert row.density == pytest.approx(seen.sum().item() / 4 / past.sum().item())
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])

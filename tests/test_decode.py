@@ -1,11 +1,17 @@
 """Attention of one new query to listed pages, and the scores of pages, against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+import dit_sparse
+from dit_sparse.compute.attend import decodes
+from dit_sparse.core import QKV, Context
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.decode import Config, decode_attention, page_scores
 from tests.kernel_cases import BOTH, DEVICE, close, normal, wide
+from tests.test_text_methods import SMALL
 
 # fmt: off
 ROWS = {
@@ -124,6 +130,29 @@ def test_page_scores(impl, dtype, heads, kv_heads, tokens, page, d):
     close(got, near, exact, torch.float32)
 
 
+@pytest.mark.parametrize("name, kv_heads", [("block_topk", 2), ("blasst", 4)])
+def test_a_method_decodes_through_it(name, kv_heads):
+    """One query takes this kernel, two do not, nor do gradients; the output is that of torch."""
+    method = dit_sparse.get(name, **SMALL[name])
+    q, k, v = (normal(2, n, s, 16, seed=s).float() for n, s in ((4, 1), *[(kv_heads, 90)] * 2))
+
+    def call(x, impl):
+        ctx = Context(causal=True, impl=impl)
+        out = method.compute(x, method.plan(x, ctx), ctx)
+        return out, ctx.cache["kernel"][1].startswith("one query")
+
+    outs = []
+    for impl in ("triton", "torch"):
+        out, is_own = call(QKV(q, k, v), impl)
+        outs.append(out)
+        assert is_own == (impl == "triton")
+    # sums of at most 90 terms in another order
+    assert (outs[0] - outs[1]).abs().max() < 90 * 2**-23 * v.abs().max()
+    for x in (QKV(q.repeat(1, 1, 2, 1), k, v), QKV(q, k, v.clone().requires_grad_())):
+        ctx = Context(causal=True, impl="triton")
+        assert not decodes(x, method.plan(x, replace(ctx, impl="torch")), ctx)
+
+
 BAD = {
     "q ": lambda x: {"q": x["q"].expand(-1, -1, 2, -1)},
     "k ": lambda x: {"k": x["k"][:, :, :, :8]},
@@ -134,7 +163,16 @@ BAD = {
     "choice": lambda x: {"choice": torch.ones(2, 8, 3, dtype=torch.bool)},
     "table": lambda x: {"table": torch.ones(3, 4, dtype=torch.int32)},
     "lengths": lambda x: {"lengths": torch.ones(3, dtype=torch.int32)},
-    "scale": lambda x: {"scale": -1.0},
+    "scale": lambda x: {"scale": float("nan")},
+    "splits": lambda x: {"splits": 0},
+    "kv_index ": lambda x: {"kv_index": None},
+    "table ": lambda x: {"table": torch.tensor(1)},
+}
+SCORED = {
+    "q": {"q": None},
+    "k": {"k": None},
+    "k must": {"k": torch.ones(1, 2, 40, 64)},
+    "page": {"page": 2.5},
 }
 
 
@@ -145,4 +183,12 @@ def test_bad_arguments(word):
     call = {"q": q, "k": k, "v": v, "kv_count": count, "kv_index": index, **options}
     with pytest.raises(ValueError, match=f"^{word}") as error:
         decode_attention(**call | BAD[word](call))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", SCORED)
+def test_bad_arguments_of_scores(word):
+    call = {"q": torch.ones(2, 4, 1, 64), "k": torch.ones(2, 2, 40, 64), "page": 16}
+    with pytest.raises(ValueError, match=f"^{word}") as error:
+        page_scores(**call | SCORED[word])
     assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ from tests.tiny_wan import save
 
 GOOD = {
     "prompt": "a red circle moves right", "method": "pisa", "keep": 0.5, "steps": 2,
-    "size": form.OWN, "frames": form.OWN, "seed": 0, "model": "shapes",
+    "size": form.OWN, "frames": form.OWN, "seed": 0, "settings": "", "model": "shapes",
 }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def test_the_methods_are_those_for_video():
         *[("steps", value) for value in (0, 51, 2.5, None, 1e9)],
         *[("seed", value) for value in (-1, 2**32, 0.5, None, math.nan)],
         *[("size", value) for value in ("0 x 0", "64", "9999 x 9999", "-1 x 4", "70 x 64")],
+        *[("settings", value) for value in ("order", "tile=[1,1,1]", "table=/etc/passwd", 3)],
         *[("frames", value) for value in ("0", "130", "many", "5.5", 18)],
         *[("model", value) for value in ("../shapes", "/etc", "someone/else", None)],
         *[("method", value) for value in ("dense2", "", "minference")],
@@ -186,3 +187,16 @@ def test_an_error_is_readable_and_the_next_work_runs(runner, error, says, capsys
     assert says in str(told.value) and "secret" not in str(told.value)
     assert told.value.__cause__ is None and told.value.__context__ is None
     assert list(runner.work("me", lambda turn: 5)) == [Done(5)]
+
+
+def test_a_model_that_cannot_be_tidied_up_keeps_nobody_waiting(monkeypatch):
+    """Whoever waits hears of the end, and the next work finds the device free."""
+    runner = Runner("cpu")
+
+    def broken():
+        raise RuntimeError("a CUDA error")
+
+    with monkeypatch.context() as patched, pytest.raises(Failed):
+        patched.setattr("dit_sparse.demos.runner.release", broken)
+        list(runner.work("one", lambda turn: 1))
+    assert [event.value for event in runner.work("two", lambda turn: 2)] == [2]

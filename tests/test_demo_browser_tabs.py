@@ -2,11 +2,10 @@
 
 import pytest
 
+from dit_sparse.demos import evaluations
 from tests.browser import DESKTOP, PHONE, opened, served, shoot, visit
 from tests.test_demo_compare import CASES, made
 from tests.tiny_wan import save
-
-evaluations = pytest.importorskip("dit_sparse.demos.evaluations")
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,10 @@ import pytest
 from dit_sparse.commands.loading import loaded
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen, hushed
+from dit_sparse.demos import evaluations, front, sortable
 from dit_sparse.errors import ArgumentError
 from dit_sparse.quality.results import Result, Row
 from tests.tiny_wan import save
-
-evaluations = pytest.importorskip("dit_sparse.demos.evaluations")
-front = pytest.importorskip("dit_sparse.demos.front")
-sortable = pytest.importorskip("dit_sparse.demos.sortable")
 
 VIDEOS = [("a red circle", 0), ("a blue <square>", 1)]
 # label, method, seconds, PSNR of the two videos
@@ -140,6 +137,12 @@ def test_setting():
     assert evaluations.setting(made(), "pisa keep=0.5")["keep"] == 0.5
     found = evaluations.setting(made(), "shapes--mixed")
     assert (found["method"], found["keep"]) == ("mixed", None)
+    # what the method has anyway on this model is left out, a common schedule is not
+    result = made()
+    result.sparse[0].facts.update(params={"keep": 0.5, "order": 0, "tile": [4, 4, 4]},
+                                  schedule={"dense_steps": 0.5, "dense_layers": 0})  # fmt: skip
+    found = evaluations.setting(result, "pisa keep=0.25")
+    assert found["settings"].splitlines() == ["dense_steps=0.5", "order=0"]
     with pytest.raises(ArgumentError, match="'nothing' is no row"):
         evaluations.setting(made(), "nothing")
 
@@ -204,5 +207,5 @@ def test_measure(tmp_path):
     assert {step for step, _, _ in bar.told} == set(range(2 * evaluations.STEPS + 1))
     assert Reader(front.picture(result, COST, GAIN, ["pisa"])).all("button")
     assert evaluations.setting(result, "pisa keep=0.5") == {
-        "method": "pisa", "keep": 0.5, "params": result.sparse[0].facts["params"],
+        "method": "pisa", "keep": 0.5, "settings": "",
     }  # fmt: skip

@@ -9,13 +9,12 @@ import torch
 from dit_sparse.commands.loading import loaded
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen, hushed
+from dit_sparse.demos import plan_viewer as viewer
 from dit_sparse.errors import ArgumentError
 from dit_sparse.inspection.capture import Camera, Where
 from dit_sparse.integrations.session import Call
 from tests.test_eval_probe import GRIDS, METHODS, call
 from tests.tiny_wan import save
-
-viewer = pytest.importorskip("dit_sparse.demos.plan_viewer")
 
 
 def seen(grid, name):

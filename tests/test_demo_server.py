@@ -68,7 +68,7 @@ def join(app, visitor, **changes):
     """Put a generation of a visitor into the queue; returns the answer."""
     values = {
         "prompt": PROMPT, "method": "pisa", "keep": 0.5, "steps": 2, "size": form.OWN,
-        "frames": form.OWN, "seed": 0, "model": app.settings.model, **changes,
+        "frames": form.OWN, "seed": 0, "settings": "", "model": app.settings.model, **changes,
     }  # fmt: skip
     data = [values[name] for name in form.FIELDS]
     body = {"data": data, "fn_index": number(app, "generate"), "session_hash": visitor}
@@ -192,6 +192,12 @@ def test_the_queue_has_an_end(app):
             body = {"session_hash": event.session_hash, "fn_index": event.fn._id,
                     "event_id": event._id}  # fmt: skip
             assert ask(app, "/gradio_api/cancel", body)[0] == 200
+
+
+def test_only_work_for_the_device_waits(app):
+    """A full queue stops nobody who looks at what is there."""
+    waiting = {fn.api_name for fn in app.page.fns.values() if fn.queue and fn.fn is not None}
+    assert waiting - {"leave"} == {"generate", "look", "measure"}
 
 
 def test_large_uploads_are_refused(app):

@@ -4,12 +4,10 @@ import re
 
 import pytest
 
+from dit_sparse.demos import evaluations, form
 from tests.test_demo_compare import made
 from tests.tiny_wan import save
 from tests.visitor import visited
-
-form = pytest.importorskip("dit_sparse.demos.form")
-evaluations = pytest.importorskip("dit_sparse.demos.evaluations")
 
 MAP = "frame by frame"
 
@@ -32,7 +30,7 @@ def look(client, folder, **changes):
     """Press the button "Look inside"; returns the status and the four pictures."""
     values = {
         "prompt": "a red circle", "method": "pisa", "keep": 0.5, "steps": 2, "size": form.OWN,
-        "frames": form.OWN, "seed": 0, "model": str(folder), **changes,
+        "frames": form.OWN, "seed": 0, "settings": "", "model": str(folder), **changes,
     }  # fmt: skip
     told = client.predict(MAP, *(values[name] for name in form.FIELDS), api_name="/look")
     return told[0], told[-4:], told[1:-4]

@@ -93,7 +93,7 @@ def test_a_smaller_edge_computes_more():
     assert counts == sorted(counts) and counts[0] < counts[-1]
 
 
-BAD = {"edge": 0.5, "tile": (100, 64)}
+BAD = {"edge": 0.5, "tile": (100, 64), "scale": -1.0}
 
 
 @pytest.mark.parametrize("word", [*BAD, "k ", "q "])

@@ -16,6 +16,7 @@ from dit_sparse.haystack import (  # noqa: E402
     ADJECTIVES,
     ADVERBS,
     CODES,
+    LEGS,
     NAMES,
     NOUNS,
     NUMBERS,
@@ -147,7 +148,7 @@ def card(folder: Path) -> str:
     return TEXT.format(
         size=(folder / "model.safetensors").stat().st_size / 1e6,
         codes=128,
-        legs=4,
+        legs=LEGS,
         words=len(VOCABULARY),
         names=len(NAMES),
         values=len(CODES),

@@ -240,6 +240,23 @@ def stripes(case: Case, x: QKV) -> Columns:
     return Columns(x.k, x.v, count=count, index=index)
 
 
+def pairs(case: Case, count: Tensor, index: Tensor, columns: Columns | None) -> float:
+    """Return how many visible pairs of a query and a key the lists of a case compute."""
+    size, blocks = case.block, count.shape[-1]
+    # the last block may be short, as queries and as keys
+    short = blocks * size - case.shape.tokens
+    queries = torch.full_like(count, size)
+    queries[..., -1] -= short
+    keys = count * size - short * (index == blocks - 1).any(-1)
+    if columns is not None and columns.count is not None:
+        keys = keys + columns.count
+    found = (queries.double() * keys).sum()
+    if case.shape.phase == "prefill":
+        # of its own block a query sees no later key
+        found -= (queries * (queries - 1) // 2).double().sum()
+    return found.item()
+
+
 def _prefill_rows(case: Case, x: QKV, timer: Timer, impl: str, others: bool) -> Iterator[Row]:
     """Time our kernel, and FlexAttention over the same lists."""
     shape, size = case.shape, case.block
@@ -262,13 +279,8 @@ def _prefill_rows(case: Case, x: QKV, timer: Timer, impl: str, others: bool) -> 
         own = columns.count[b, mine][:, at], columns.index[b, mine][:, at]
         return mask | dense_mask(own[0], own[1], tokens)
 
-    # every block but the own one is seen as a whole; all blocks are whole
-    whole = count.double().sum().item() * size**2
-    if causal:
-        whole -= shape.heads * -(-tokens // size) * size * (size - 1) / 2
-    if columns is not None and columns.count is not None:
-        whole += columns.count.double().sum().item() * size
-    row = replace(case.row, density=whole * 4 * shape.head_dim / shape.flops())
+    work = 4 * shape.head_dim * pairs(case, count, index, columns)
+    row = replace(case.row, density=work / shape.flops())
     name, _ = attention.kernel(*x, **options, impl=impl)
 
     def ours() -> Any:

@@ -29,7 +29,7 @@ class Preview:
         return {"callback_on_step_end": self.keep} if "callback_on_step_end" in known else {}
 
     def keep(self, pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Keep the latents of a step: a reference, no work."""
+        """Keep the latents of a step, and their estimate without noise: no copy to the CPU."""
         latents, before, level = tensors.get("latents"), self.latents, self.noise
         sigmas: Any = getattr(pipe.scheduler, "sigmas", None)
         self.noise = None

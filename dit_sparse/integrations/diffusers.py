@@ -46,13 +46,13 @@ def enable(
     the settings that its paper gives for this model, where a profile is shipped (`report` says so);
     `params` take precedence. Without a method it is the profile found for this model, where one is
     shipped, else "pisa"; the first call tells which, and what it can gain. schedule: instead of the
-    method's own. impl, quant: kernel and number
-    format, as in `attention`; quant="none" leaves the format that a value or a profile brings.
-    guard: the largest relative error of a layer, such as 0.05, estimated from some query rows that
-    are computed exactly as well (at most 2 % of the time): a layer above it is dense for the rest
-    of a generation, and `report` tells. Not for a model trained with its method, which has no use
-    for dense attention. Settings that do not fit the model raise here and leave it as it was; those
-    that do not fit the size or the steps of a generation raise at its first attention call.
+    method's own. impl, quant: kernel and number format, as in `attention`; quant="none" leaves the
+    format that a value or a profile brings. guard: the largest relative error of a layer, such as
+    0.05, estimated from some query rows that are computed exactly as well (at most 2 % of the
+    time): a layer above it is dense for the rest of a generation, and `report` tells. Not for a
+    model trained with its method, which has no use for dense attention. Settings that do not fit
+    the model raise here and leave it as it was; those that do not fit the size or the steps of a
+    generation raise at its first attention call.
     """
     # everything that can fail comes first: no model is left half enabled
     name = model_name(model)

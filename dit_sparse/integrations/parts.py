@@ -19,8 +19,11 @@ def in_parts(method: Method, x: QKV, ctx: Context) -> Iterator[tuple[slice, QKV,
     ctx.cache["parts"], for what a stage finds in the last one and needs in all.
     """
     queries, keys = x.q.shape[2], x.k.shape[2]
-    rows, cols = method.arrange(x, ctx)
-    blocks = max(LEAST, CELLS // (x.q.shape[0] * x.q.shape[1] * cols.count))
+    # two keys tell whether a block holds more than one; to arrange all of them may be a sort, which
+    # `plan` runs anyway
+    some = QKV(x.q, x.k[:, :, :2], x.v[:, :, :2])
+    rows, cols = method.arrange(some, replace(ctx, cache={}, state={}))
+    blocks = max(LEAST, CELLS // (x.q.shape[0] * x.q.shape[1] * keys))
     if cols.size > 1 or not ctx.causal or rows.count <= blocks:
         yield slice(0, queries), x, ctx
         return

@@ -199,18 +199,20 @@ class TextSession:
             state=state,
             weights=layer_weights(self.method, layer, x.q.device, "model"),
         )
-        outs, works, past = [], [], x.k.shape[2] - x.q.shape[2]
+        outs, densities, pairs, past = [], [], [], x.k.shape[2] - x.q.shape[2]
         for rows, part, own in in_parts(self.method, x, call):
             plan = self.method.plan(part, own)
             outs.append(self.method.compute(part, plan, own))
-            # of the pairs that the part sees
-            works.append(plan.density() * ((rows.stop - rows.start) * _middle(rows, past)))
+            densities.append(plan.density())
+            pairs.append((rows.stop - rows.start) * _middle(rows, past))
             if "kernel" in own.cache:
                 name, why = own.cache["kernel"]
                 self.implementations[name] = why
-        pairs = x.q.shape[2] * _middle(slice(0, x.q.shape[2]), past)
-        out = outs[0] if len(outs) == 1 else torch.cat(outs[::-1], 2)
-        return out, torch.stack(works).sum() / pairs
+        if len(outs) == 1:
+            return outs[0], densities[0]
+        # a part weighs as many pairs as it sees
+        works = [density * count for density, count in zip(densities, pairs, strict=True)]
+        return torch.cat(outs[::-1], 2), torch.stack(works).sum() / sum(pairs)
 
     def cells(self) -> tuple[Cell, ...]:
         """Return what happened in the last generation; reads densities from the device."""

@@ -235,7 +235,6 @@ class Search:
     def _dense(self, video: Video) -> dict[str, Any]:
         """Return the seconds of a dense generation."""
         if self._get("dense", video) is None:
-            self._plain.clear()
             self._frames(video)
         return self.store.records[self._key("dense", video)]
 
