@@ -145,6 +145,8 @@ class Result:
         """Read a result that `write` wrote."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
+            if "task" in told:
+                raise ValueError(f"it is of texts; add --task {told['task']}")
             if told["eval"] != FORMAT:
                 raise ValueError(f"its format is {told['eval']}, not {FORMAT}")
             videos = [(video["prompt"], video["seed"]) for video in told["videos"]]
