@@ -54,10 +54,11 @@ def saved(model: str) -> Result | None:
 @lru_cache(maxsize=8)
 def offered(model: str) -> dict[str, set[str]]:
     """Return the settings, by method, that can be loaded from a model's own evaluation."""
-    result, found = saved(model), defaultdict(set)
-    for row in result.sparse if result is not None else ():
-        asked = setting(result, row.label)
-        found[asked["method"]].add(asked["settings"])
+    found: dict[str, set[str]] = defaultdict(set)
+    if result := saved(model):
+        for row in result.sparse:
+            asked = setting(result, row.label)
+            found[asked["method"]].add(asked["settings"])
     return dict(found)
 
 
