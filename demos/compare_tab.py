@@ -12,10 +12,8 @@ import gradio as gr
 
 from dit_sparse.commands.request import Request
 from dit_sparse.demos import evaluations, form, front, sortable
-from dit_sparse.demos.generate_tab import status_of, status_of_step
-from dit_sparse.demos.look_tab import told
-from dit_sparse.demos.runner import Done, Failed, Page, Said, Step, Stopped, Turn
-from dit_sparse.errors import ArgumentError
+from dit_sparse.demos.runner import Page, Turn
+from dit_sparse.demos.status import reported, status_of, stopper, told
 
 INTRO = """
 Every dot is one method at one budget: **higher is nearer to the dense video, further left is less
@@ -194,7 +192,6 @@ def tab(app: Any) -> None:
         names: list[str], keep: float, videos: int, cost: str, gain: str, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         """Measure, then show what was found."""
-        rest = (gr.skip(),) * 6
         model = app.settings.model
         asked = Request("any", model, app.settings.device)
         asked = evaluations.small(asked, form.trained(model).frames)
@@ -205,32 +202,22 @@ def tab(app: Any) -> None:
             with page.steps("measuring"):
                 return evaluations.measure(loaded, asked, names, keep, int(videos), page)
 
-        try:
+        def begin() -> Iterator[Any]:
             evaluations.check(names, keep, videos)
-            for event in app.runner.work(request.session_hash or "", job):
-                match event:
-                    case Done(found):
-                        shown = switch(HERE, cost, gain, found)
-                        yield status_of("Measured."), found, HERE, *shown
-                    case Said(text):
-                        yield status_of(text), *rest
-                    case Step():
-                        yield status_of_step(event), *rest
-        except Stopped:
-            yield status_of("Stopped."), *rest
-        except (Failed, ArgumentError) as error:
-            yield status_of(str(error), wrong=True), *rest
+            return app.runner.work(request.session_hash or "", job)
 
-    def halt(request: gr.Request) -> str:
-        """Stop what this visitor has running."""
-        app.runner.stop(request.session_hash or "")
-        return status_of("Stopped.")
+        def shown(found: Any) -> tuple[Any, ...]:
+            return status_of("Measured."), found, HERE, *switch(HERE, cost, gain, found)
+
+        yield from reported(begin, shown, (gr.skip(),) * 6)
 
     event = start.click(
         measure, [tried, keep, videos, across, up], [state, here, source, some, *drawn],
         show_progress="full", show_progress_on=[state], api_name="measure", **app.device,
     )  # fmt: skip
-    stop.click(halt, None, state, queue=False, show_progress="hidden", api_visibility="private")
+    stop.click(
+        stopper(app), None, state, queue=False, show_progress="hidden", api_visibility="private"
+    )
     # takes it out of the queue when its turn has not come
     stop.click(None, None, None, cancels=[event])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +13,7 @@ from dit_sparse.commands.results import UNSTEADY, faster
 from dit_sparse.demos import chart, form
 from dit_sparse.demos.comparison import Comparison, compare
 from dit_sparse.demos.player import EMPTY, Shown, component, player
-from dit_sparse.demos.runner import Done, Failed, Said, Step, Stopped
+from dit_sparse.demos.status import reported, status_of, stopper
 
 INTRO = """A video model spends most of its time in **attention**: every small patch of the video
 looks at every other. Most of those looks matter little. A **sparse** method computes only the
@@ -59,7 +57,7 @@ def tab(app: Any) -> None:
     # on a phone the form is above the screen by then
     go.click(None, js=SHOW_STATUS)
     stop.click(
-        _stopper(app), None, [status], queue=False, show_progress="hidden", api_visibility="private"
+        stopper(app), None, [status], queue=False, show_progress="hidden", api_visibility="private"
     )
     # takes it out of the queue when its turn has not come
     stop.click(None, None, None, cancels=[event])
@@ -155,70 +153,18 @@ def _generator(app: Any) -> Any:
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         values = prompt, method, keep, steps, size, frames, seed, model, settings
         visitor = request.session_hash or ""
-        rest = [gr.skip()] * (len(RESULT) - 1)
         told: list[str] = []
-        try:
+
+        def begin() -> Iterator[Any]:
             folder = app.files.new(visitor)
             asked = form.request(values, app.settings.models, app.settings.device, folder)
             yield status_of("starting"), EMPTY, BLANK, "", "", None
-            for event in app.runner.work(visitor, lambda turn: compare(app.runner, asked, turn)):
-                match event:
-                    case Done(value):
-                        yield results(value, told)
-                    case Said(text, warns):
-                        told += [text] if warns else []
-                        yield status_of(text), *rest
-                    case Step():
-                        yield status_of_step(event), *rest
-        except Stopped:
-            yield status_of("Stopped."), *rest
-        except (Failed, form.Refused) as error:
-            yield status_of(str(error), wrong=True), *rest
+            yield from app.runner.work(visitor, lambda turn: compare(app.runner, asked, turn))
+
+        rest = [gr.skip()] * (len(RESULT) - 1)
+        yield from reported(begin, lambda made: results(made, told), rest, told.append)
 
     return generate
-
-
-def _stopper(app: Any) -> Any:
-    """Return what the button Stop does."""
-
-    def stop(request: gr.Request) -> str:
-        app.runner.stop(request.session_hash or "")
-        return status_of("Stopped.")
-
-    return stop
-
-
-def status_of(text: str, wrong: bool = False) -> str:
-    """Return the status line; wrong: an error, which screen readers say at once."""
-    return _status("alert" if wrong else "status", "", text, 0, 1)
-
-
-def status_of_step(step: Step) -> str:
-    """Return the status of a running generation: its newest frames, a bar, a line."""
-    seen = ""
-    if step.picture is not None:
-        told = f"first look at the {step.label} video after step {step.step}"
-        seen = f'<img src="{picture_address(step.picture)}" alt="{html.escape(told)}">'
-    text = f"{step.label}: step {step.step} of {step.steps}, {step.note}"
-    return _status("status", seen, text, step.step, step.steps)
-
-
-def _status(role: str, seen: str, text: str, done: int, total: int) -> str:
-    return (
-        f'<div class="now" role="{role}"><div class="preview">{seen}</div><div class="said">'
-        f'<p>{html.escape(text)}</p><div class="progress" role="progressbar" aria-label="steps" '
-        f'aria-valuenow="{done}" aria-valuemin="0" aria-valuemax="{total}">'
-        f'<div style="width:{done / total:.1%}"></div></div></div></div>'
-    )
-
-
-def picture_address(picture: Any) -> str:
-    """Return a picture [h, w, 3], uint8, as an address that needs no file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def results(made: Comparison, told: Sequence[str]) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +14,8 @@ import gradio as gr
 
 from dit_sparse.demos import form
 from dit_sparse.demos import plan_viewer as viewer
-from dit_sparse.demos.generate_tab import status_of, status_of_step
-from dit_sparse.demos.runner import Done, Failed, Page, Said, Step, Stopped, Turn
-from dit_sparse.errors import DitSparseError
+from dit_sparse.demos.runner import Page, Turn
+from dit_sparse.demos.status import reported, status_of, stopper, told
 
 INTRO = """
 Every small place of a video is drawn by **looking at all other places**: that is attention, and
@@ -151,9 +149,9 @@ def tab(app: Any) -> None:
         request: gr.Request, last: str | None, order: str, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Record a generation, then draw it."""
-        rest = (gr.skip(),) * (1 + len(places) + len(outputs))
         settings = app.settings
-        try:
+
+        def begin() -> Iterator[Any]:
             asked = form.request(values, settings.models, settings.device, app.folder)
             asked = replace(asked, compare=False, out=None)
 
@@ -162,24 +160,13 @@ def tab(app: Any) -> None:
                 with page.steps("looking"):
                     return viewer.record(app.runner.model(asked, page), asked, page)
 
-            for event in app.runner.work(request.session_hash or "", job):
-                match event:
-                    case Done(recording):
-                        text = "Done: click any place in the video, or take the arrow keys."
-                        yield status_of(text), shelf.put(recording, last), *first(recording, order)
-                    case Said(text):
-                        yield status_of(text), *rest
-                    case Step():
-                        yield status_of_step(event), *rest
-        except Stopped:
-            yield status_of("Stopped."), *rest
-        except (Failed, form.Refused) as error:
-            yield status_of(str(error), wrong=True), *rest
+            return app.runner.work(request.session_hash or "", job)
 
-    def halt(request: gr.Request) -> str:
-        """Stop what this visitor has running."""
-        app.runner.stop(request.session_hash or "")
-        return status_of("Stopped.")
+        def drawn(recording: viewer.Recording) -> tuple[Any, ...]:
+            text = "Done: click any place in the video, or take the arrow keys."
+            return status_of(text), shelf.put(recording, last), *first(recording, order)
+
+        yield from reported(begin, drawn, (gr.skip(),) * (1 + len(places) + len(outputs)))
 
     recorded = [state, key, *places, *outputs]
     given = [key, order, *(app.fields[name] for name in form.FIELDS)]
@@ -187,7 +174,9 @@ def tab(app: Any) -> None:
         look, given, recorded, show_progress="full", show_progress_on=[state], api_name="look",
         **app.device,
     )  # fmt: skip
-    stop.click(halt, None, state, queue=False, show_progress="hidden", api_visibility="private")
+    stop.click(
+        stopper(app), None, state, queue=False, show_progress="hidden", api_visibility="private"
+    )
     # takes it out of the queue when its turn has not come
     stop.click(None, None, None, cancels=[event])
     gr.on(
@@ -209,15 +198,6 @@ def tab(app: Any) -> None:
                              "queue": False}  # fmt: skip
     pictures.choose(clicked, inputs, [*patch, *outputs], api_visibility="private", **quick)
     table.choose(cell, inputs, [layer, head, *outputs], api_visibility="private", **quick)
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Show what is wrong with a choice as a message of the page."""
-    try:
-        yield
-    except DitSparseError as error:
-        raise gr.Error(form.plain(str(error)), print_exception=False) from None
 
 
 def summary(recording: viewer.Recording) -> str:
