@@ -182,8 +182,10 @@ def tab(app: Any) -> None:
         found = result(source, own)
         return gr.skip() if found is None else front.picture(found, cost, gain, names, label)
 
+    # "always_last" would forget which one was chosen while another choice is under way
+    each = {**fast, "trigger_mode": "multiple"}
     for place in (plot, table):
-        place.choose(of_event, [source, here], into, api_visibility="private", **fast).then(
+        place.choose(of_event, [source, here], into, api_visibility="private", **each).then(
             mark, seen, plot, api_visibility="private", **fast
         )
     go.click(lambda: gr.Tabs(selected="generate"), None, app.tabs, api_visibility="private", **fast)

@@ -194,8 +194,8 @@ def tab(app: Any) -> None:
         """Choose the head that was clicked."""
         return event.layer, event.head, *show(chosen[0], event.layer, event.head, *chosen[3:])
 
-    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last",
-                             "queue": False}  # fmt: skip
+    # every one counts: of those that come while one is under way, "always_last" forgets the place
+    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", "queue": False}
     pictures.choose(clicked, inputs, [*patch, *outputs], api_visibility="private", **quick)
     table.choose(cell, inputs, [layer, head, *outputs], api_visibility="private", **quick)
 
