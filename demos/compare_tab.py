@@ -13,7 +13,7 @@ import gradio as gr
 from dit_sparse.commands.request import Request
 from dit_sparse.demos import evaluations, form, front, sortable
 from dit_sparse.demos.runner import Page, Turn
-from dit_sparse.demos.status import reported, status_of, stopper, told
+from dit_sparse.demos.status import reported, status_of, stops, told
 
 INTRO = """
 Every dot is one method at one budget: **higher is nearer to the dense video, further left is less
@@ -217,11 +217,7 @@ def tab(app: Any) -> None:
         measure, [tried, keep, videos, across, up], [state, here, source, some, *drawn],
         show_progress="full", show_progress_on=[state], api_name="measure", **app.device,
     )  # fmt: skip
-    stop.click(
-        stopper(app), None, state, queue=False, show_progress="hidden", api_visibility="private"
-    )
-    # takes it out of the queue when its turn has not come
-    stop.click(None, None, None, cancels=[event])
+    stops(app, stop, event, state)
 
 
 def _nothing(text: str) -> str:

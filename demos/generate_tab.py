@@ -13,7 +13,7 @@ from dit_sparse.commands.results import UNSTEADY, faster
 from dit_sparse.demos import chart, form
 from dit_sparse.demos.comparison import Comparison, compare
 from dit_sparse.demos.player import EMPTY, Shown, component, player
-from dit_sparse.demos.status import reported, status_of, stopper
+from dit_sparse.demos.status import reported, status_of, stops
 
 INTRO = """A video model spends most of its time in **attention**: every small patch of the video
 looks at every other. Most of those looks matter little. A **sparse** method computes only the
@@ -56,11 +56,7 @@ def tab(app: Any) -> None:
     )
     # on a phone the form is above the screen by then
     go.click(None, js=SHOW_STATUS)
-    stop.click(
-        stopper(app), None, [status], queue=False, show_progress="hidden", api_visibility="private"
-    )
-    # takes it out of the queue when its turn has not come
-    stop.click(None, None, None, cancels=[event])
+    stops(app, stop, event, status)
 
 
 def _form(app: Any, first: str, models: Sequence[str]) -> tuple[dict[str, Any], Any, Any]:

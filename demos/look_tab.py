@@ -15,7 +15,7 @@ import gradio as gr
 from dit_sparse.demos import form
 from dit_sparse.demos import plan_viewer as viewer
 from dit_sparse.demos.runner import Page, Turn
-from dit_sparse.demos.status import reported, status_of, stopper, told
+from dit_sparse.demos.status import reported, status_of, stops, told
 
 INTRO = """
 Every small place of a video is drawn by **looking at all other places**: that is attention, and
@@ -174,11 +174,7 @@ def tab(app: Any) -> None:
         look, given, recorded, show_progress="full", show_progress_on=[state], api_name="look",
         **app.device,
     )  # fmt: skip
-    stop.click(
-        stopper(app), None, state, queue=False, show_progress="hidden", api_visibility="private"
-    )
-    # takes it out of the queue when its turn has not come
-    stop.click(None, None, None, cancels=[event])
+    stops(app, stop, event, state)
     gr.on(
         [layer.input, head.input, step.input, order.input, *(slider.release for slider in patch)],
         show, inputs, outputs, show_progress="hidden", trigger_mode="always_last", queue=False,

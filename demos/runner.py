@@ -68,6 +68,7 @@ class Turn:
 
     stopped: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, event: Any) -> None:
         """Hand an event to the page; ends the work when it was stopped."""
@@ -150,12 +151,12 @@ class Runner:
             if self._turns.get(visitor) is turn:
                 del self._turns[visitor]
 
-    def stop(self, visitor: str) -> bool:
-        """Stop what a visitor has running; returns whether there was something."""
+    def stop(self, visitor: str) -> Turn | None:
+        """Stop what a visitor has running; returns it, or None where there is nothing."""
         turn = self._turns.get(visitor)
         if turn is not None:
             turn.stopped.set()
-        return turn is not None
+        return turn
 
     def stop_all(self) -> None:
         """Stop whatever runs."""
@@ -209,6 +210,7 @@ class Runner:
         finally:
             # whoever waits must hear of the end, whatever happened
             turn.events.put(end)
+            turn.over.set()
 
     def _tidy(self) -> None:
         """Leave the model dense, and nothing of a generation in memory."""

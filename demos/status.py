@@ -15,6 +15,8 @@ from dit_sparse.demos import form
 from dit_sparse.demos.runner import Done, Failed, Said, Step, Stopped
 from dit_sparse.errors import ArgumentError, DitSparseError
 
+STOP_SECONDS = 10  # how long a button Stop waits for the step under way
+
 
 def reported(
     begin: Callable[[], Iterator[Any]],
@@ -46,14 +48,18 @@ def reported(
         yield status_of(str(error), wrong=True), *rest
 
 
-def stopper(app: Any) -> Callable[[gr.Request], str]:
-    """Return what a button Stop does: it ends what this visitor has running."""
+def stops(app: Any, button: Any, work: Any, status: Any) -> None:
+    """Let a button end the event `work` of its visitor, running or still in the queue."""
 
     def stop(request: gr.Request) -> str:
-        app.runner.stop(request.session_hash or "")
-        return status_of("Stopped.")
+        turn = app.runner.stop(request.session_hash or "")
+        # until the work is over the page takes no click on its start
+        if turn is None or turn.over.wait(STOP_SECONDS):
+            return status_of("Stopped.")
+        return status_of("Stopping: the step under way ends first.")
 
-    return stop
+    button.click(None, None, None, cancels=[work])
+    button.click(stop, None, status, queue=False, show_progress="hidden", api_visibility="private")
 
 
 @contextmanager
