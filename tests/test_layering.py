@@ -34,7 +34,7 @@ ALLOWED = {
     "dit_sparse/methods/mixed.py": ("core", "errors", "mixed", "registry", "schedule"),
     "dit_sparse/search": (
         "core", "errors", "mixed", "registry", "metrics", "quality.store", "arrange", "score",
-        "select", "compute", "search",
+        "select", "compute", "search", "integrations.diffusers",
     ),
     "dit_sparse/integrations": (
         "core", "errors", "schedule", "profile", "registry", "reporting", "integrations",

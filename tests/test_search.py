@@ -35,9 +35,7 @@ def problem(seed=0, heads=3, fixed=0.3):
     errors = torch.rand(2, 2, heads, 4, generator=g, dtype=torch.float64)
     errors[..., 0] = 0
     each = torch.tensor([1.0, 0.5, 0.3, 0.1], dtype=torch.float64)
-    return Problem(
-        errors, (1, 3), torch.full_like(each, fixed), each, torch.ones(2, 2), torch.ones(4), 0.1
-    )
+    return Problem(errors, errors.clone(), (1, 3), torch.full_like(each, fixed), each, 0.1)
 
 
 @pytest.fixture
@@ -79,11 +77,11 @@ def test_budgets_hold_and_cost_what_they_must():
 
 
 def test_error_goes_where_it_does_least():
-    """Of two layers alike, the one whose errors weigh more is computed more exactly."""
+    """Of two layers alike, the one whose errors do more harm is computed more exactly."""
     of = problem()
     of.errors[:] = of.errors[:1, :1]
-    weights = torch.tensor([[0.1, 1.9]] * 2, dtype=torch.float64)
-    choice = within(replace(of, weights=weights), 0.6)
+    weights = torch.tensor([0.1, 1.9], dtype=torch.float64)[:, None, None]
+    choice = within(replace(of, harm=weights * of.errors), 0.6)
     lost = of.errors.gather(3, choice[..., None]).sum((2, 3))
     assert (lost[:, 0] >= lost[:, 1]).all() and (lost[:, 0] > lost[:, 1]).any()
 
@@ -183,7 +181,7 @@ def test_search_goes_on_where_it_was(start, model):
     rest.measured(rest.for_error(0.3))
     assert 0 < len(rest.made) < count
     facts = whole.facts(params)
-    assert 0 <= facts["alike"]["videos"] <= 1 and len(facts["weights"]) == 2
+    assert 0 <= facts["alike"]["videos"] <= 1 and len(facts["harm"]) == 2
     seconds = []
     for psnr in (10.0, 40.0):
         aimed = whole.for_psnr(psnr)

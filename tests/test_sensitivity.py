@@ -1,81 +1,76 @@
-"""Weights and gains: planted ones are found, the prediction is the loss, a PSNR is aimed at."""
+"""Harm: what the trials lost is what it predicts for them, and a PSNR is aimed at."""
 
 import pytest
 import torch
 
 from dit_sparse.search.choose import Problem, near
-from dit_sparse.search.sensitivity import Trials, weighed
+from dit_sparse.search.sensitivity import harm, trials
 
 P, L, H, C = 3, 4, 2, 5
+STEPS = (4, 3, 5)
 
 
-def planted(seed=0):
-    """A problem whose weights are a product, with errors that have the same shape everywhere."""
+def measured(seed=0):
+    """Errors [P, L, H, C], effects [P, L, C] and losses [2, P]: the second video's tenfold."""
     g = torch.Generator().manual_seed(seed)
 
     def some(*shape):
         return 0.5 + torch.rand(*shape, generator=g, dtype=torch.float64)
 
-    errors = some(P, 1, 1, 1) * some(1, L, 1, 1) * some(1, 1, H, 1) * some(C)
-    errors[..., 0] = 0
-    weights = some(P, 1) * some(1, L)
-    return Problem(
-        errors, (4, 3, 5), torch.full((C,), 0.1).double(), torch.arange(C, 0, -1).double(),
-        weights / weights.mean(), 0.01 * some(C),
-    )  # fmt: skip
+    # the later a candidate comes, the coarser it is
+    errors, effects = some(P, L, H, C) * torch.arange(C), some(P, L, C) * torch.arange(C)
+    lost = 0.01 * some(1, P)
+    return errors, effects, torch.cat([lost, 10 * lost])
 
 
-def test_planted_weights_are_found():
-    truth = planted()
-    trials = Trials.of(truth)
-    # two videos of which the second loses ten times as much: the geometric mean between them
-    lost = torch.tensor([truth.harmed(choice) for choice in trials.every], dtype=torch.float64)
-    found = weighed(truth, trials, torch.stack([lost, 10 * lost]))
-    assert torch.allclose(found.weights, truth.weights)
-    assert torch.allclose(found.gains[1:], 10**0.5 * truth.gains[1:])
-    for choice in trials.every:
-        assert found.harmed(choice) == pytest.approx(10**0.5 * truth.harmed(choice))
+def problem():
+    errors, effects, lost = measured()
+    each = torch.arange(C, 0, -1).double()
+    return Problem(errors, harm(errors, effects, STEPS, lost), STEPS, 0.1 * each, each)
 
 
-def test_each_trial_is_sparse_in_its_place_alone():
-    trials = Trials.of(planted())
-    assert len(trials.every) == P + len(trials.groups) + C - 1
-    for number, choice in enumerate(trials.parts):
+def test_prediction_of_the_trials_is_what_they_lost():
+    """Their geometric mean over the videos."""
+    _, effects, lost = measured()
+    of = problem()
+    for number, choice in enumerate(trials(effects)):
+        heads = choice[..., None].expand(-1, -1, H)
+        assert of.harmed(heads) == pytest.approx(10**0.5 * float(lost[0, number]))
+    assert of.harmed(of.dense()) == 0
+
+
+def test_harm_follows_effects_over_layers_and_errors_over_heads():
+    errors, effects, lost = measured()
+    found = harm(errors, effects, STEPS, lost)
+    layers = found.sum(2)[..., 1:] / effects[..., 1:]
+    assert torch.allclose(layers, layers[:, :1, :1].expand_as(layers))
+    heads = found[..., 1:] / errors[..., 1:]
+    assert torch.allclose(heads, heads[:, :, :1].expand_as(heads))
+
+
+def test_each_trial_is_sparse_in_its_part_alone():
+    """With the candidate whose effects are in the middle, which is not the middle letter."""
+    _, effects, _ = measured()
+    effects[..., 1] *= 100
+    found = trials(effects)
+    assert len(found) == P
+    for number, choice in enumerate(found):
         assert [p for p in range(P) if choice[p].any()] == [number]
-    for group, choice in zip(trials.groups, trials.layers, strict=True):
-        assert not choice[0].any()
-        assert [n for n in range(L) if choice[1:, n].all()] == group.tolist()
-    for number, choice in enumerate(trials.candidates, 1):
-        assert not choice[0].any() and (choice[1:] == number).all()
+        assert (choice[number] == 3).all() or (choice[number] == 4).all()
 
 
-def test_what_is_lost_without_measure_is_held():
-    """A trial that lost all there is says no more than that a place is very sensitive."""
-    truth = planted()
-    trials = Trials.of(truth)
-    lost = torch.tensor([truth.harmed(choice) for choice in trials.every], dtype=torch.float64)
-    lost[0], lost[P], lost[-1] = 1e6, 0.0, 1e6
-    found = weighed(truth, trials, lost[None])
-    assert found.weights.isfinite().all() and (found.weights > 0).all()
-    assert found.gains.max() / found.gains.median() <= 20 * (1 + 1e-9)
+def test_what_cannot_be_measured_is_held():
+    """Nothing lost, no error and no effect give no infinite values."""
+    errors, effects, lost = measured()
+    errors[0, 0], effects[1], lost[:, 2] = 0, 0, 0
+    found = harm(errors, effects, STEPS, lost)
+    assert found.isfinite().all() and (found >= 0).all()
 
 
 def test_prediction_is_met_and_costs_time():
-    problem, seconds = planted(), []
-    for psnr in (15.0, 20.0, 30.0, 90.0):
-        choice = near(problem, psnr)
-        assert problem.psnr(choice) >= psnr
-        seconds.append(problem.seconds(choice))
+    of, seconds = problem(), []
+    for psnr in (5.0, 15.0, 30.0, 90.0):
+        choice = near(of, psnr)
+        assert of.psnr(choice) >= psnr
+        seconds.append(of.seconds(choice))
     assert seconds == sorted(seconds) and seconds[0] < seconds[-1]
-
-
-def test_one_part_and_one_layer():
-    """Nothing to compare: weights are one, and candidates are tried everywhere."""
-    errors = torch.tensor([0.0, 0.2, 0.4], dtype=torch.float64).expand(1, 1, H, 3)
-    ones = torch.ones(3, dtype=torch.float64)
-    problem = Problem(errors, (4,), ones, ones, torch.ones(1, 1), ones)
-    trials = Trials.of(problem)
-    assert [len(t) for t in (trials.parts, trials.layers, trials.candidates)] == [0, 0, 2]
-    found = weighed(problem, trials, torch.tensor([[0.01, 0.02]], dtype=torch.float64))
-    assert found.weights.tolist() == [[1.0]]
-    assert found.harmed(trials.candidates[1]) == pytest.approx(0.02)

@@ -105,7 +105,7 @@ class Order:
         search = Search(
             model.pipe, candidates, videos, generate, Store(out.with_suffix(".jsonl")),
             model.facts(request), machine, begins, min(self.checks, len(videos)),
-            self.sensitivity, bar.show,
+            self.sensitivity, bar.show, total,
         )  # fmt: skip
         params, learned = self._found(search)
         got = search.measured(params)

@@ -70,7 +70,7 @@ def enable(
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     watched = None if guard is None else Guard(guard, value.schedule)
-    found = [(name, root, find(root, model)) for name, root in _transformers(model).items()]
+    found = [(name, root, find(root, model)) for name, root in transformers_of(model).items()]
     counts = {}
     for name, root, adapter in found:
         seam.check(root, adapter)
@@ -96,19 +96,19 @@ def enable(
 
 def model_name(model: Any) -> str | None:
     """Return which published model a pipeline or transformer is, by its configuration, or None."""
-    return published(_transformers(model))
+    return published(transformers_of(model))
 
 
 def disable(model: M) -> M:
     """Restore the original attention, bit for bit; does nothing when not enabled."""
-    for root in _transformers(model).values():
+    for root in transformers_of(model).values():
         seam.detach(root)
     return model
 
 
 def report(model: Any) -> Report:
     """Return what the last generation of an enabled (or just disabled) model did."""
-    roots = _transformers(model)
+    roots = transformers_of(model)
     session, enabled = _session(roots)
     notes = _origin(session.profile, next(iter(roots.values())))
     for name, root in roots.items():
@@ -144,7 +144,7 @@ def report(model: Any) -> Report:
 
 def progress(model: Any) -> Progress:
     """Return the step a generation is at and that step's density so far; cheap enough to poll."""
-    session, enabled = _session(_transformers(model))
+    session, enabled = _session(transformers_of(model))
     if not enabled:
         raise ArgumentError(f"this {type(model).__name__} is not enabled any more")
     return session.progress()
@@ -152,7 +152,7 @@ def progress(model: Any) -> Progress:
 
 def profile_of(model: Any) -> Profile | None:
     """Return the settings a model was enabled with; None when not enabled or not from a name."""
-    hook = seam.hook_of(next(iter(_transformers(model).values())))
+    hook = seam.hook_of(next(iter(transformers_of(model).values())))
     return None if hook is None else hook.session.profile
 
 
@@ -187,7 +187,7 @@ def _named(profile: Profile | None) -> str:
     return f"profile {profile.model}--{profile.method}"
 
 
-def _transformers(model: Any) -> dict[str, nn.Module]:
+def transformers_of(model: Any) -> dict[str, nn.Module]:
     """Return the transformers of a pipeline, or the transformer itself, by component name."""
     if isinstance(model, nn.Module):
         return {"transformer": getattr(model, "_orig_mod", model)}
@@ -199,6 +199,11 @@ def _transformers(model: Any) -> dict[str, nn.Module]:
     if not parts:
         raise unsupported(model, "it has no transformer; ")
     return parts
+
+
+def layers_of(model: Any) -> int:
+    """Return the number of self-attention layers of a pipeline's deepest transformer."""
+    return max(len(find(root, model).layers(root)) for root in transformers_of(model).values())
 
 
 def _session(roots: dict[str, nn.Module]) -> tuple[Session, bool]:

@@ -13,16 +13,17 @@ from dit_sparse.registry import get
 
 # dense comes first: what each is measured against, and what a head gets that bears nothing else
 DENSE = "D dense"
-# few, for each costs a generation of every video: of a kind that errs by pooling, in two widths of
-# blocks (the wider are the faster ones on a CPU), of a kind that drops, and nothing at all
+# few, for each costs a call of the model for every layer and part: one that puts something in the
+# place of what it drops, in three widths; one that drops; two shapes that need no choice of blocks,
+# around a token in its frames and through time; and nothing at all
 DEFAULT = (
     DENSE,
-    "a pisa keep=0.125",
-    "b pisa keep=0.25",
-    "c pisa keep=0.125 order=0 tile=[4, 4, 8]",
-    "e pisa keep=0.25 order=0 tile=[4, 4, 8]",
-    "f draft keep=0.125",
-    "g draft keep=0.25",
+    "a pisa keep=0.0625",
+    "b pisa keep=0.125",
+    "c pisa keep=0.25",
+    "g svg keep=0.125",
+    "d sparse_vdit table=D",
+    "m sparse_vdit table=M",
     "s sparse_vdit table=S",
 )
 # the modes of Sparse-vDiT: full, skip, diagonal, multi-diagonal, stripes

@@ -3,7 +3,7 @@
 For each part p of the steps and each layer n the letters minimise
 
     sum over letters in use (a_c + b_c heads of c)  +  split (letters in use - 1)
-        +  price * w[p, n] * sum_h g_c error[p, n, h, c_h]
+        +  price * sum_h harm[p, n, h, c_h]
 
 over all sets of at most 3 letters, each head taking its best within the set: for one price this is
 the exact optimum, for every letter in use has a fixed cost of its own and cells share nothing else.
@@ -29,24 +29,18 @@ HALVINGS = 32
 class Problem:
     """What is known of a model.
 
-    errors: [P, L, H, C] mean squared relative error of a step; the first candidate is dense.
-    steps: number of steps of each part. fixed, each: [C] seconds of a launch and of a head. split:
-    seconds that a further letter costs a layer besides. weights: [P, L], mean 1, and gains: [C]:
-    mean squared difference of the video for a unit of error in a layer and part, of a candidate.
+    errors: [P, L, H, C] mean squared relative error of attention at a step; the first candidate
+    is dense. harm: [P, L, H, C] what a step so computed adds to the mean squared difference of the
+    video. steps: number of steps of each part. fixed, each: [C] seconds of a launch and of a head.
+    split: seconds that a further letter costs a layer besides.
     """
 
     errors: Tensor
+    harm: Tensor
     steps: tuple[int, ...]
     fixed: Tensor
     each: Tensor
-    weights: Tensor
-    gains: Tensor
     split: float = 0.0
-
-    @property
-    def harm(self) -> Tensor:
-        """What each choice does to the video, [P, L, H, C]."""
-        return self.weights[..., None, None] * self.gains * self.errors
 
     def seconds(self, choice: Tensor) -> float:
         """Return the time of all attention calls (of one CFG branch) of a choice [P, L, H]."""
@@ -57,7 +51,8 @@ class Problem:
 
     def error(self, choice: Tensor) -> float:
         """Return the relative error of a layer's output, the root of its mean square."""
-        return math.sqrt(self._mean(self.errors, choice))
+        count = sum(self.steps) * self.errors.shape[1]
+        return math.sqrt(self._sum(self.errors, choice) / count)
 
     def psnr(self, choice: Tensor) -> float:
         """Return the predicted PSNR of the videos in dB."""
@@ -65,11 +60,11 @@ class Problem:
 
     def harmed(self, choice: Tensor) -> float:
         """Return the predicted squared difference of the videos: harms add up."""
-        return self._mean(self.harm, choice)
+        return self._sum(self.harm, choice)
 
-    def _mean(self, values: Tensor, choice: Tensor) -> float:
-        cells = values.gather(3, choice[..., None]).sum((2, 3))
-        return float((cells.mean(1) * torch.tensor(self.steps)).sum() / sum(self.steps))
+    def _sum(self, values: Tensor, choice: Tensor) -> float:
+        cells = values.gather(3, choice[..., None]).sum((1, 2, 3))
+        return float((cells * torch.tensor(self.steps)).sum())
 
     def dense(self) -> Tensor:
         """Return the choice of dense attention everywhere."""

@@ -5,8 +5,9 @@
     time(layer of m letters)    = sum of its letters + split (m - 1)
 
 o is the dense output, which the generation needs anyway and goes on with, so that no row has to be
-sampled. a_c is what a launch of its own costs, found from calls with all heads and with one; split
-what it costs to take heads apart and put them together, from a layer of two letters by turns.
+sampled. a_c is what a launch of its own costs, found from calls with all heads and with one, and
+the share of a step in what the first call of a generation takes longer; split what it costs to take
+heads apart and put them together, from a layer of two letters by turns.
 """
 
 from __future__ import annotations
@@ -89,13 +90,15 @@ class Errors:
 class Times:
     """Times all candidates at some layers in one generation; an argument of `observing`.
 
-    layers: the numbers of layers to time. found: what was timed -> seconds, one per timed layer:
-    (candidate number, heads), and "split" for a layer of two letters. heads: of the model.
+    layers: the numbers of layers to time. steps: of a generation. found: what was timed -> seconds,
+    one per timed layer: (candidate number, heads), (candidate number, "first") as in the first call
+    of a generation, and "split" for a layer of two letters. heads: of the model.
     """
 
     candidates: tuple[Candidate, ...]
     layers: tuple[int, ...]
-    found: dict[tuple[int, int] | str, list[float]] = field(default_factory=dict)
+    steps: int = 1
+    found: dict[Any, list[float]] = field(default_factory=dict)
     heads: int = 0
     seen: set[int] = field(default_factory=set)
 
@@ -116,25 +119,28 @@ class Times:
         for number in range(len(self.candidates)):
             whole, one = (median(self.found[number, count]) for count in (heads, 1))
             each = max(0.0, (whole - one) / (heads - 1)) if heads > 1 else whole
-            lines.append([max(0.0, whole - each * heads), each])
+            late = max(0.0, median(self.found[number, "first"]) - whole) / self.steps
+            lines.append([max(0.0, whole - each * heads) + late, each])
         pair = sum(fixed + each * heads / 2 for fixed, each in lines[:2])
         split = max(0.0, median(self.found["split"]) - pair) if heads > 1 else 0.0
         return {"seconds": lines, "split": split, "heads": heads}
 
-    def _calls(self, x: QKV, ctx: Context) -> dict[tuple[int, int] | str, Callable[[], Tensor]]:
+    def _calls(self, x: QKV, ctx: Context) -> dict[Any, Callable[[], Tensor]]:
         """Return what is timed, by name."""
         self.heads = heads = x.q.shape[1]
         # the last head, for a view of the first would be contiguous for one sample
         one = QKV(*(take(t, (heads - 1,), heads) for t in x))
-        calls: dict[tuple[int, int] | str, Callable[[], Tensor]] = {}
+        calls: dict[Any, Callable[[], Tensor]] = {}
         for number, candidate in enumerate(self.candidates):
             for count, part in ((heads, x), (1, one)):
-                calls[number, count] = partial(_anew, candidate, part, ctx)
+                calls[number, count] = partial(run, candidate, part, replace(ctx, state={}))
+            calls[number, "first"] = partial(anew, candidate, x, ctx)
         # heads of two letters by turns, which have to be put in order
         some = self.candidates[:2]
         letters = tuple(c.text for c in some)
         both: Any = get("mixed", letters=letters, table="".join(c.letter for c in some))
-        calls["split"] = partial(_anew, replace(some[0], method=both), x, ctx)
+        mixed = replace(some[0], method=both)
+        calls["split"] = partial(run, mixed, x, replace(ctx, state={}))
         return calls
 
 
@@ -146,15 +152,15 @@ def run(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
     return candidate.method(x, replace(ctx, heads=None, state=state, cache={}))
 
 
+def anew(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
+    """Run a candidate as in its first call; nothing stays in the state of the generation."""
+    return run(candidate, x, replace(ctx, state={}))
+
+
 def _squares(x: Tensor) -> Tensor:
     """Return the sum of squares of each head of x [B, H, S, D], [H], float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=wide).square()
-
-
-def _anew(candidate: Candidate, x: QKV, ctx: Context) -> Tensor:
-    """Run a candidate as in its first call."""
-    return run(candidate, x, replace(ctx, state={}, cache={}))
 
 
 def _medians(calls: dict[Any, Callable[[], Tensor]]) -> dict[Any, float]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
-from statistics import fmean, median
+from functools import cached_property, partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,17 +19,19 @@ from torch import Tensor
 import dit_sparse
 from dit_sparse import metrics
 from dit_sparse.errors import ArgumentError
+from dit_sparse.integrations.diffusers import layers_of
 from dit_sparse.mixed import part_of
 from dit_sparse.quality.store import Store, key_of
 from dit_sparse.registry import get
 from dit_sparse.search.candidates import Candidate
 from dit_sparse.search.choose import Problem, faster, near, within
+from dit_sparse.search.effects import Effects
 from dit_sparse.search.measure import PLACES, Errors, See, Times, observing
 from dit_sparse.search.paper import Greedy, majority
-from dit_sparse.search.sensitivity import GROUPS, Trials, weighed
+from dit_sparse.search.sensitivity import harm, trials
 
 LATENT = {"output_type": "latent"}
-TRIES = 4  # generations of each video on the way to a PSNR
+TRIES = 3  # generations of each video on the way to a PSNR
 MOST_DB = 100.0
 
 Video = tuple[str, int]
@@ -41,7 +44,8 @@ class Search:
     sample: (prompt, seed, **options of the call) -> a generation with frames [F, H, W, 3] in 0..1
     and `denoising` seconds. settings, machine: what the values depend on besides. begins: shares of
     the steps at which the parts after the first begin. checks: on how many videos a found table is
-    tried. tell: hears of each generation that is done, with the number of them and what it was.
+    tried. tell: hears of each generation, or of each layer whose effects are known, with the number
+    of them and what it was. steps: of a generation, to estimate the time left.
     """
 
     pipe: Any
@@ -55,8 +59,12 @@ class Search:
     checks: int = 1
     weigh: bool = True
     tell: Callable[[int, int, str], None] = lambda done, total, note: None
-    took: list[float] = field(default_factory=list)
+    steps: int = 1
+    begun: float = field(default_factory=time.monotonic)
+    done: int = 0
     total: int = 0
+    work: float = 0.0
+    whole: float = 0.0
     _plain: dict[Video, Any] = field(default_factory=dict)
 
     def for_error(self, budget: float) -> dict[str, Any]:
@@ -99,9 +107,8 @@ class Search:
 
     def by_paper(self, eps: float, penalty: float) -> dict[str, Any]:
         """Return the parameters that the greedy rule of Sparse-vDiT finds, a table by steps."""
-        self.total = self.checks * 2 + sum(
-            self._get("greedy", v, eps, penalty) is None for v in self.videos
-        )
+        missing = sum(self._get("greedy", v, eps, penalty) is None for v in self.videos)
+        self.total = self.whole = self.checks * 2 + missing
         tables = []
         for video in self.videos:
             record = self._get("greedy", video, eps, penalty)
@@ -119,15 +126,15 @@ class Search:
         times = self._times()
         every = torch.stack([_parted(r["errors"], self.begins) for r in records]).mean(0)
         fixed, each = torch.tensor(times["seconds"], dtype=torch.float64).T
-        steps = tuple(self._steps(len(records[0]["errors"])))
-        weights = torch.ones(every.shape[:2], dtype=torch.float64)
-        gains = torch.ones(len(fixed), dtype=torch.float64)
-        problem = Problem(every, steps, fixed, each, weights, gains, times["split"])
-        if not self.weigh:
-            return problem
-        trials = Trials.of(problem)
-        lost = [[self._lost(v, choice) for choice in trials.every] for v in self.videos]
-        return weighed(problem, trials, torch.tensor(lost, dtype=torch.float64))
+        steps = tuple(map(len, self._parts()))
+        # without a measure of it, any error does the same
+        harmful = every / (sum(steps) * every.shape[1])
+        if self.weigh:
+            effects = torch.tensor([self._effects(v) for v in self.videos], dtype=torch.float64)
+            effects = effects.log().mean(0).exp()
+            lost = [[self._lost(v, c) for c in trials(effects)] for v in self.videos]
+            harmful = harm(every, effects, steps, torch.tensor(lost, dtype=torch.float64))
+        return Problem(every, harmful, steps, fixed, each, times["split"])
 
     @property
     def calls(self) -> int:
@@ -187,8 +194,7 @@ class Search:
             "seconds": [[float(a), float(b)] for a, b in zip(problem.fixed, problem.each,
                                                              strict=True)],
             "errors": problem.errors.tolist(),
-            "weights": problem.weights.tolist(),
-            "gains": problem.gains.tolist(),
+            "harm": problem.harm.tolist(),
             "split": problem.split,
             "error": problem.error(choice),
             "predicted_psnr": problem.psnr(choice),
@@ -196,8 +202,9 @@ class Search:
         }  # fmt: skip
 
     def _lost(self, video: Video, choice: Tensor) -> float:
-        """Return the mean squared difference of a video with a choice from the dense one."""
-        params = self.params(choice)
+        """Return the mean squared difference of a video with a choice [P, L] from the dense one."""
+        heads = len(self._errors(video)["errors"][0][0])
+        params = self.params(choice[..., None].expand(-1, -1, heads))
         record = self._get("trial", video, params)
         if record is None:
             plain = self._frames(video)
@@ -206,6 +213,21 @@ class Search:
             psnr = min(MOST_DB, metrics.psnr(frames, plain))
             record = self._add({"psnr": psnr}, "trial", video, params)
         return 10 ** (-record["psnr"] / 10)
+
+    def _effects(self, video: Video) -> list[list[list[float]]]:
+        """Return what each candidate in each layer does to the prediction, [P, L, C]: at one step
+        in the middle of each part."""
+        places = [steps[len(steps) // 2] for steps in self._parts()]
+        missing = frozenset(n for n in places if self._get("effects", video, n) is None)
+        if missing:
+
+            def known(step: int, found: list[list[float]]) -> None:
+                self._add({"effects": found}, "effects", video, step)
+
+            asked = partial(self._told, self.asking, "effects")
+            effects = Effects(self.candidates, missing, known, asked)
+            self._observe(video, effects, "effects", effects.asking(self.pipe))
+        return [self.store.records[self._key("effects", video, n)]["effects"] for n in places]
 
     def _errors(self, video: Video) -> dict[str, Any]:
         """Return the errors of all candidates on a video."""
@@ -227,7 +249,8 @@ class Search:
         if record is None:
             layers = len(self._errors(self.videos[0])["errors"][0])
             places = tuple(sorted({n * (layers - 1) // (PLACES - 1) for n in range(PLACES)}))
-            times = Times(self.candidates, places)
+            steps = len(self._errors(self.videos[0])["errors"])
+            times = Times(self.candidates, places, steps)
             self._observe(self.videos[0], times, "times", num_inference_steps=1)
             record = self._add(times.told(), "times")
         return record
@@ -250,36 +273,52 @@ class Search:
                 self._add({"seconds": run.denoising}, "dense", video)
         return self._plain[video]
 
-    def _observe(self, video: Video, see: See, note: str, **options: Any) -> None:
+    def _observe(
+        self, video: Video, see: See, note: str,
+        within: AbstractContextManager[None] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         """Generate a video under an observer that stands in for the attention."""
         dit_sparse.enable(self.pipe, observing(see))
-        self._sample(video, note, **LATENT, **options)
+        with within or nullcontext():
+            self._sample(video, note, **LATENT, **options)
 
     def _sample(self, video: Video, note: str, **options: Any) -> Any:
         """Generate a video, leave the model dense, and tell."""
-        begin = time.monotonic()
         try:
             run = self.sample(*video, **options)
         finally:
             dit_sparse.disable(self.pipe)
-        self.took.append(time.monotonic() - begin)
-        done = len(self.took)
-        self.total = max(self.total, done)
-        left = (self.total - done) * median(self.took)
-        self.tell(done, self.total, f"{note}  about {left / 60:.0f} min left")
+        self._told(1, note)
         return run
 
-    def _expect(self, more: int) -> None:
-        """Count the generations to come, for the time left."""
-        trials = (len(self.begins) + GROUPS + len(self.candidates)) if self.weigh else 0
-        # a dense one, one for the errors; one for the times
-        every = len(self.videos) * (2 + trials) + 1
-        self.total = max(more, every + more + self.checks - len(self.store.records))
+    def _told(self, work: float, note: str) -> None:
+        """Tell that something is done, and how long the rest will take; work: in generations."""
+        self.done, self.work = self.done + 1, self.work + work
+        self.total, self.whole = max(self.total, self.done), max(self.whole, self.work)
+        left = (self.whole / self.work - 1) * (time.monotonic() - self.begun)
+        self.tell(self.done, self.total, f"{note}  about {left / 60:.0f} min left")
 
-    def _steps(self, steps: int) -> list[int]:
-        """Return the number of steps of each part."""
-        part = [part_of(step, steps, self.begins) for step in range(steps)]
-        return [part.count(p) for p in range(len(self.begins) + 1)]
+    def _expect(self, more: int) -> None:
+        """Count what is to come, `more` generations at its end, for the time left."""
+        generations, asked = more + 1 + self.checks, 0
+        for video in self.videos:
+            generations += 2 - sum(self._get(n, video) is not None for n in ("errors", "dense"))
+            if self.weigh:
+                parts = len(self.begins) + 1
+                generations += 1 + parts
+                asked += parts * layers_of(self.pipe)
+        self.total, self.whole = generations + asked, generations + asked * self.asking
+
+    @property
+    def asking(self) -> float:
+        """What the effects of a layer cost, in generations, where each step has two calls."""
+        return (len(self.candidates) - 1) / (2 * self.steps)
+
+    def _parts(self) -> list[list[int]]:
+        """Return the steps of each part."""
+        steps = range(len(self._errors(self.videos[0])["errors"]))
+        part = [part_of(step, len(steps), self.begins) for step in steps]
+        return [[n for n in steps if part[n] == p] for p in range(len(self.begins) + 1)]
 
     def _params(self, tables: list[list[str]], begins: tuple[float, ...] = ()) -> dict[str, Any]:
         """Return parameters of `mixed` from tables by part; without begins, by equal parts."""
