@@ -169,6 +169,8 @@ def test_search_goes_on_where_it_was(start, model):
     params = whole.for_error(0.3)
     got = whole.measured(params)
     assert whole.problem.error(whole.choice(params)) <= 0.3 and got["psnr"] > 10
+    assert whole.progress.done == whole.progress.total
+    assert whole.progress.work == pytest.approx(whole.progress.whole)
     count = len(whole.made)
     again = start()
     assert again.for_error(0.3) == params and again.measured(params) == got and not again.made

@@ -5,7 +5,6 @@ Everything that took a generation is on file when it is done, and is found again
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from dit_sparse.search.choose import Problem, faster, near, within
 from dit_sparse.search.effects import Effects
 from dit_sparse.search.measure import PLACES, Errors, See, Times, observing
 from dit_sparse.search.paper import Greedy, majority
+from dit_sparse.search.progress import Progress, Tell
 from dit_sparse.search.sensitivity import harm, trials
 
 LATENT = {"output_type": "latent"}
@@ -58,13 +58,8 @@ class Search:
     begins: tuple[float, ...] = ()
     checks: int = 1
     weigh: bool = True
-    tell: Callable[[int, int, str], None] = lambda done, total, note: None
+    tell: Tell = lambda done, total, note: None
     steps: int = 1
-    begun: float = field(default_factory=time.monotonic)
-    done: int = 0
-    total: int = 0
-    work: float = 0.0
-    whole: float = 0.0
     _plain: dict[Video, Any] = field(default_factory=dict)
 
     def for_error(self, budget: float) -> dict[str, Any]:
@@ -108,7 +103,7 @@ class Search:
     def by_paper(self, eps: float, penalty: float) -> dict[str, Any]:
         """Return the parameters that the greedy rule of Sparse-vDiT finds, a table by steps."""
         missing = sum(self._get("greedy", v, eps, penalty) is None for v in self.videos)
-        self.total = self.whole = self.checks * 2 + missing
+        self.progress.expect((self.checks * 2 + missing, 1))
         tables = []
         for video in self.videos:
             record = self._get("greedy", video, eps, penalty)
@@ -118,6 +113,11 @@ class Search:
                 record = self._add({"table": greedy.told()}, "greedy", video, eps, penalty)
             tables.append(record["table"])
         return self._params(majority(tables, "".join(c.letter for c in self.candidates)))
+
+    @cached_property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.tell)
 
     @cached_property
     def problem(self) -> Problem:
@@ -217,17 +217,26 @@ class Search:
     def _effects(self, video: Video) -> list[list[list[float]]]:
         """Return what each candidate in each layer does to the prediction, [P, L, C]: at one step
         in the middle of each part."""
-        places = [steps[len(steps) // 2] for steps in self._parts()]
-        missing = frozenset(n for n in places if self._get("effects", video, n) is None)
+        missing = self._missing(video)
         if missing:
 
             def known(step: int, found: list[list[float]]) -> None:
                 self._add({"effects": found}, "effects", video, step)
 
-            asked = partial(self._told, self.asking, "effects")
+            asked = partial(self.progress.did, self.asking, "effects")
             effects = Effects(self.candidates, missing, known, asked)
-            self._observe(video, effects, "effects", effects.asking(self.pipe))
-        return [self.store.records[self._key("effects", video, n)]["effects"] for n in places]
+            self._observe(video, effects, "effects", within=effects.asking(self.pipe))
+        keys = [self._key("effects", video, n) for n in self._places]
+        return [self.store.records[key]["effects"] for key in keys]
+
+    @property
+    def _places(self) -> list[int]:
+        """The steps in the middle of the parts."""
+        return [steps[len(steps) // 2] for steps in self._parts()]
+
+    def _missing(self, video: Video) -> frozenset[int]:
+        """Return the steps whose effects are not on file."""
+        return frozenset(n for n in self._places if self._get("effects", video, n) is None)
 
     def _errors(self, video: Video) -> dict[str, Any]:
         """Return the errors of all candidates on a video."""
@@ -239,7 +248,7 @@ class Search:
                 calls[0] += ctx.step == 0 and ctx.layer == 0
                 return errors(x, ctx, out)
 
-            self._observe(video, see, "errors")
+            self._observe(video, see, "errors", work=self.trying)
             record = self._add({**errors.told(), "calls": max(1, calls[0])}, "errors", video)
         return record
 
@@ -274,40 +283,41 @@ class Search:
         return self._plain[video]
 
     def _observe(
-        self, video: Video, see: See, note: str,
+        self, video: Video, see: See, note: str, work: float = 1,
         within: AbstractContextManager[None] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """Generate a video under an observer that stands in for the attention."""
         dit_sparse.enable(self.pipe, observing(see))
         with within or nullcontext():
-            self._sample(video, note, **LATENT, **options)
+            self._sample(video, note, work, **LATENT, **options)
 
-    def _sample(self, video: Video, note: str, **options: Any) -> Any:
-        """Generate a video, leave the model dense, and tell."""
+    def _sample(self, video: Video, note: str, work: float = 1, **options: Any) -> Any:
+        """Generate a video, leave the model dense, and tell; work: in dense generations."""
         try:
             run = self.sample(*video, **options)
         finally:
             dit_sparse.disable(self.pipe)
-        self._told(1, note)
+        self.progress.did(work, note)
         return run
 
-    def _told(self, work: float, note: str) -> None:
-        """Tell that something is done, and how long the rest will take; work: in generations."""
-        self.done, self.work = self.done + 1, self.work + work
-        self.total, self.whole = max(self.total, self.done), max(self.whole, self.work)
-        left = (self.whole / self.work - 1) * (time.monotonic() - self.begun)
-        self.tell(self.done, self.total, f"{note}  about {left / 60:.0f} min left")
-
     def _expect(self, more: int) -> None:
-        """Count what is to come, `more` generations at its end, for the time left."""
-        generations, asked = more + 1 + self.checks, 0
-        for video in self.videos:
-            generations += 2 - sum(self._get(n, video) is not None for n in ("errors", "dense"))
-            if self.weigh:
-                parts = len(self.begins) + 1
-                generations += 1 + parts
-                asked += parts * layers_of(self.pipe)
-        self.total, self.whole = generations + asked, generations + asked * self.asking
+        """Count what is to come, `more` generations at its end."""
+        new = sum(self._get("errors", video) is None for video in self.videos)
+        # a dense video is made again, for its frames
+        generations = more + self.checks + (self._get("times") is None) + len(self.videos)
+        asked = 0
+        for video in self.videos if self.weigh else ():
+            places = range(len(self.begins) + 1) if new else self._missing(video)
+            if places:
+                generations += 1 + len(self.begins) + 1
+                asked += len(places) * layers_of(self.pipe)
+        self.progress.expect((generations, 1), (new, self.trying), (asked, self.asking))
+
+    @property
+    def trying(self) -> float:
+        """What a generation costs in which every call tries all candidates, in dense ones, where
+        attention is about a third."""
+        return 1 + (len(self.candidates) - 1) / 3
 
     @property
     def asking(self) -> float:
