@@ -6,6 +6,7 @@ inside its `gr.Tab` and adds components and events; what tabs share stands in `A
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from dit_sparse.demos.runner import Runner
 
 TITLE = "dit-sparse: sparse attention for video models"
 HEAD = """<h1>Sparse attention, seen</h1>
-<p>dit-sparse runs the papers on sparse attention for video models on one core. Try them.</p>"""
+<p>Video models get faster when they compute less attention. Try the published methods, look inside
+them, compare them.</p>"""
 WAITING = 8  # visitors in the queue; the next one is told to come back
 
 
@@ -31,14 +33,16 @@ WAITING = 8  # visitors in the queue; the next one is told to come back
 class Settings:
     """How the page is to run.
 
-    out: the folder of its files, the only one that it gives away. models: those that visitors may
-    use. keep: leave the files there when their visitor goes.
+    out: the folder of its files, the only one that it gives away; nothing else may be in it.
+    models: those that visitors may use. keep: a folder for copies of the videos, None: they go
+    with their visitor. limit: seconds that one visitor may have the device.
     """
 
     out: Path
     models: tuple[str, ...] = ("shapes",)
     device: str = "auto"
-    keep: bool = False
+    keep: Path | None = None
+    limit: float = math.inf
     debug: bool = False
 
     @property
@@ -93,7 +97,7 @@ def assemble(settings: Settings) -> App:
             app = App(
                 settings,
                 page,
-                Runner(settings.device, settings.debug),
+                Runner(settings.device, settings.debug, settings.limit),
                 Files(settings.out, settings.keep),
                 tabs,
                 shown,

@@ -1,4 +1,4 @@
-"""Small charts as SVG text: they follow the page's colours, and a screen reader reads them."""
+"""Numbers and small charts as HTML, in the page's colours; a screen reader reads them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from collections.abc import Sequence
 
 WIDTH = 320  # units of the drawing; it is scaled to the page
 ROW = 30
+
+
+def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
+    """Return (name, value, what it means) as a list of tiles."""
+    found = (
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        f'<dd class="what">{html.escape(told)}</dd></div>'
+        for name, value, told in facts
+    )
+    return f'<dl class="tiles">{"".join(found)}</dl>'
+
+
+def empty(text: str) -> str:
+    """Return the frame of what is not there yet, with a word about it."""
+    return f'<div class="empty">{html.escape(text)}</div>'
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:

@@ -16,6 +16,7 @@ from dit_sparse.commands.results import both, steady
 from dit_sparse.commands.sampling import Run
 from dit_sparse.demos.runner import Page, Runner, Turn
 from dit_sparse.inspection.difference import difference
+from dit_sparse.integrations.gain import told
 from dit_sparse.metrics import SMALLEST, psnr, ssim
 
 
@@ -52,7 +53,7 @@ def compare(runner: Runner, request: Request, turn: Turn) -> Comparison:
 
     The request of the result names the sparse file.
     """
-    page = Page(turn)
+    page = Page(turn, runs=2)
     assert request.out is not None
     moves = Geometry.of(runner.pipe(request, page)).video and request.frames != 1
     suffix = ".mp4" if moves else ".png"
@@ -102,6 +103,8 @@ def by_step(run: Run) -> tuple[float, ...]:
 
 
 def notes(run: Run) -> list[str]:
-    """Return what stayed dense and why, and what the report wants to be known."""
-    kept = [f"{count} calls stayed dense: {why}" for why, count in run.report.reasons.items()]
-    return [*kept, *run.report.notes]
+    """Return what there is to gain, what stayed dense and why, and what the report adds."""
+    report = run.report
+    gain = [] if report.share is None else [told(report.share)]
+    kept = [f"{count} calls stayed dense: {why}" for why, count in report.reasons.items()]
+    return [*gain, *kept, *report.notes]

@@ -20,7 +20,7 @@ from dit_sparse.commands.attention import choose
 from dit_sparse.commands.evaluation import Surroundings
 from dit_sparse.commands.loading import Loaded, own_prompts
 from dit_sparse.commands.model import locate
-from dit_sparse.commands.request import Request
+from dit_sparse.commands.request import Request, parse_setting
 from dit_sparse.commands.sampling import Run, RunError, sample
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import as_tuples
@@ -161,14 +161,15 @@ def table(result: Result, shown: list[str]) -> tuple[list[str], list[list[str]]]
     return [titles[n] for n in used], [[row[n] for n in used] for row in rows]
 
 
-def setting(result: Result, label: str) -> dict[str, Any]:
+def setting(result: Result | None, label: str) -> dict[str, Any]:
     """Return method, budget and other settings of a row, as the tab "Generate" calls them.
 
     keep: None where the method has no such parameter. settings: KEY=VALUE, a line for each that
     the method does not have anyway on this model.
     """
-    row = next((row for row in result.sparse if row.label == label), None)
-    if row is None:
+    rows = result.sparse if result is not None else []
+    row = next((row for row in rows if row.label == label), None)
+    if result is None or row is None:
         raise ArgumentError(f"{label!r} is no row of this evaluation")
     name, model = row.facts["method"], result.settings["model"]
     choice = choose(Request("any", model, method=name), model)
@@ -182,6 +183,14 @@ def setting(result: Result, label: str) -> dict[str, Any]:
     }  # fmt: skip
     lines = [f"{k}={json.dumps(v)}" for k, v in other.items()]
     return {"method": name, "keep": keep, "settings": "\n".join(lines)}
+
+
+def enabling(found: dict[str, Any]) -> str:
+    """Return the line of Python that enables what `setting` found on a pipeline."""
+    keep = {} if found["keep"] is None else {"keep": found["keep"]}
+    params = keep | dict(parse_setting(line) for line in found["settings"].splitlines())
+    told = "".join(f", {name}={value!r}" for name, value in params.items())
+    return f"dit_sparse.enable(pipe, {found['method']!r}{told})"
 
 
 def told(result: Result) -> str:

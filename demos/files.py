@@ -1,4 +1,7 @@
-"""The files of the page: a folder for each generation, gone when its visitor is."""
+"""The files of the page: a folder for each generation, gone when its visitor is.
+
+What is kept for the page's owner is a copy elsewhere, which the page does not give away.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ LONGEST = 3600.0  # seconds; who closes a page tells, but a lost connection may 
 class Files:
     """Folders below one folder, by visitor; nobody can guess the name of another's.
 
-    keep: leave everything where it is, for who runs the page wants the files.
+    keep: the folder of the copies that `save` makes, None: of none.
     """
 
-    def __init__(self, folder: Path, keep: bool = False) -> None:
+    def __init__(self, folder: Path, keep: Path | None = None) -> None:
         self.folder, self.keep = folder, keep
         self._owned: dict[str, list[tuple[float, Path]]] = {}
         self._lock = threading.Lock()
@@ -31,6 +34,11 @@ class Files:
             self._owned.setdefault(visitor, []).append((time.monotonic(), folder))
         self._sweep()
         return folder
+
+    def save(self, folder: Path) -> None:
+        """Copy the files of a finished generation to where they are kept."""
+        if self.keep is not None:
+            shutil.copytree(folder, self.keep / folder.name)
 
     def drop(self, visitor: str) -> None:
         """Remove the files of a visitor who has gone."""
@@ -51,6 +59,5 @@ class Files:
         self._remove(gone)
 
     def _remove(self, folders: list[Path]) -> None:
-        if not self.keep:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)

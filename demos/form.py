@@ -45,8 +45,8 @@ def prompts(model: str) -> list[str]:
     if model != BUILT_IN:
         return own_prompts(model, 4)
     return [
-        "a large red circle moves right over a striped blue background",
-        "a small yellow star bounces over a checkered purple background",
+        "a red circle moves right over a striped blue background",
+        "a yellow star bounces over a checkered purple background",
         *own_prompts(model, 2),
     ]
 

@@ -10,14 +10,14 @@ import html
 import math
 from dataclasses import dataclass
 
+from dit_sparse.demos import chart
 from dit_sparse.quality.results import Result, Row
 
-COSTS = {"time of the video": ("seconds", "denoising, seconds", "{:.2f} s"),
+COSTS = {"time": ("seconds", "denoising, seconds", "{:.2f} s"),
          "share of attention": ("density", "share of attention computed", "{:.0%}")}  # fmt: skip
 GAINS = {"PSNR": ("psnr", "PSNR against dense, dB", "{:.1f} dB"),
          "SSIM": ("ssim", "SSIM against dense", "{:.3f}")}  # fmt: skip
 TICKS = 5
-GOLDEN = 137.508  # degrees: neighbouring methods get far colours
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def points(result: Result, cost: str, gain: str, shown: list[str]) -> list[Point
     return found
 
 
+def colour(number: int, count: int) -> str:
+    """Return the colour of one of so many methods: even hues, neighbours apart in lightness."""
+    return f"hsl({360 * number / count:.0f} {(70, 55)[number % 2]}% {(58, 38)[number % 2]}%)"
+
+
 def ticks(low: float, high: float, most: int = TICKS) -> list[float]:
     """Return round numbers from one value to another, 2 to `most` + 1 of them."""
     span = (high - low) or abs(high) or 1.0
@@ -67,8 +72,10 @@ def picture(
     """Return the plot. chosen: the label of the setting that is marked."""
     every = points(result, cost, gain, [row.facts["method"] for row in result.sparse])
     some = [point for point in every if point.row.facts["method"] in shown]
+    if not every:
+        return chart.empty(f"The {cost} was not measured here: take another cost or likeness.")
     if not some:
-        return '<div class="empty">No method is chosen, or none was measured so.</div>'
+        return chart.empty("No method is chosen.")
     (metric, across, form), (_, up, tall) = COSTS[cost], GAINS[gain]
     dense = result.mean(result.dense, metric)
     # the same axes whatever is filtered
@@ -99,7 +106,7 @@ def picture(
             f'<button class="{classes}" data-label="{html.escape(label)}" '
             f'aria-label="{html.escape(tip)}" aria-pressed="{str(label == chosen).lower()}" '
             f'style="left:{left:.2f}%;bottom:{bottom:.2f}%;'
-            f'--hue:{GOLDEN * names.index(method) % 360:.0f}"></button>'
+            f'--colour:{colour(names.index(method), len(names))}"></button>'
         )
     return (
         f'<div class="plot"><div class="up">{up}</div><div class="area" role="group" '
@@ -116,7 +123,7 @@ def _legend(names: list[str], shown: list[str]) -> str:
     """Return the colours of the methods that are shown."""
     keys = [
         f'<span class="key"><i class="{"mixed" if name == "mixed" else ""}" '
-        f'style="--hue:{GOLDEN * number % 360:.0f}"></i>{html.escape(name)}</span>'
+        f'style="--colour:{colour(number, len(names))}"></i>{html.escape(name)}</span>'
         for number, name in enumerate(names)
         if name in shown
     ]

@@ -9,10 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from dit_sparse.commands.model import BUILT_IN
 from dit_sparse.commands.results import UNSTEADY, faster
 from dit_sparse.demos import chart, form
 from dit_sparse.demos.comparison import Comparison, compare
-from dit_sparse.demos.player import EMPTY, Shown, component, player
+from dit_sparse.demos.player import LOOKS, Shown, component, drawing, player
+from dit_sparse.demos.runner import Turn
 from dit_sparse.demos.status import reported, status_of, stops
 
 INTRO = """A video model spends most of its time in **attention**: every small patch of the video
@@ -20,7 +22,12 @@ looks at every other. Most of those looks matter little. A **sparse** method com
 share that matters, the **density**. Below, both ways start from the same noise: see what is lost,
 and how much time is won."""
 READY = "Choose a prompt and press Generate."
+SOON = " The built-in model takes about a minute on a CPU, a few seconds on a GPU."
+LONG = "Sparse attention saves attention, and only that: the longer the video, the more it pays."
+# of Wan2.1: a frame of latents for 4 frames, a patch for 16 x 16 pixels
+FULL = "81 frames of 720 x 1280 have 75,600 in Wan2.1"
 SHOW_STATUS = """() => document.querySelector("#status").scrollIntoView({ block: "nearest" })"""
+WHOLE = 0.999  # density of a step that is dense
 RESULT = ("status", "player", "numbers", "command", "python", "shown")
 
 
@@ -33,11 +40,13 @@ def tab(app: Any) -> None:
         with gr.Column(scale=2, min_width=300):
             fields, go, stop = _form(app, first, models)
         with gr.Column(scale=3, min_width=300):
-            status = gr.HTML(status_of(READY), elem_id="status")
+            ready = READY + SOON * (first == BUILT_IN)
+            status = gr.HTML(status_of(ready), elem_id="status")
             shown = component(gr)
             numbers = gr.HTML(BLANK, elem_id="numbers")
     with gr.Accordion("Make it again: command line and Python", open=False):
-        plain: dict[str, Any] = {"interactive": False, "lines": 2, "wrap_lines": True}
+        plain: dict[str, Any] = {"interactive": False, "lines": 1, "wrap_lines": True,
+                                 "show_line_numbers": False}  # fmt: skip
         command = gr.Code(label="Command line", language="shell", **plain)
         python = gr.Code(label="Python", language="python", **plain)
     app.fields.update(fields)
@@ -77,11 +86,11 @@ def _form(app: Any, first: str, models: Sequence[str]) -> tuple[dict[str, Any], 
     )
     keep = gr.Slider(
         form.LEAST_KEEP, 1, 0.25, step=0.01, label="Density",
-        info="Share of the attention that is computed exactly.",
+        info="Share of the attention that is computed, after a few dense steps.",
     )  # fmt: skip
     with gr.Row():
-        go = gr.Button("Generate", variant="primary", elem_id="go")
-        stop = gr.Button("Stop", variant="secondary", elem_id="stop")
+        go = gr.Button("Generate", variant="primary", elem_id="go", min_width=140)
+        stop = gr.Button("Stop", variant="secondary", elem_id="stop", min_width=140)
     with gr.Accordion("Size, steps, seed, model, settings", open=False):
         with gr.Row():
             size = gr.Dropdown(
@@ -154,8 +163,14 @@ def _generator(app: Any) -> Any:
         def begin() -> Iterator[Any]:
             folder = app.files.new(visitor)
             asked = form.request(values, app.settings.models, app.settings.device, folder)
-            yield status_of("starting"), EMPTY, BLANK, "", "", None
-            yield from app.runner.work(visitor, lambda turn: compare(app.runner, asked, turn))
+            yield status_of("starting"), drawing(), BLANK, "", "", None
+
+            def job(turn: Turn) -> Comparison:
+                made = compare(app.runner, asked, turn)
+                app.files.save(folder)
+                return made
+
+            yield from app.runner.work(visitor, job)
 
         rest = [gr.skip()] * (len(RESULT) - 1)
         yield from reported(begin, lambda made: results(made, told), rest, told.append)
@@ -165,15 +180,16 @@ def _generator(app: Any) -> Any:
 
 def results(made: Comparison, told: Sequence[str]) -> tuple[Any, ...]:
     """Return all outputs of the tab for a finished comparison."""
-    prompt = made.request.prompt
+    (dense, every), (_, _), (difference, legend) = LOOKS
     titles = (
-        ("dense", f"the dense video of: {prompt}"),
-        (made.request.method or "sparse", f"the same video, made with {made.label}"),
-        ("difference", "where both differ: black is equal, white is far apart"),
-    )
+        (dense, every, f"the dense video of: {made.request.prompt}"),
+        (made.request.method or "sparse", f"{made.density:.0%} of those looks",
+         f"the same video, made with {made.label}"),
+        (difference, legend, f"where both differ, {legend}"),
+    )  # fmt: skip
     videos = [Shown(*title, file) for title, file in zip(titles, made.files, strict=True)]
     return (
-        status_of("Done."),
+        status_of(f"Done. {summary(made)}"),
         player(videos, *made.shape, made.fps),
         numbers_of(made, told),
         made.command,
@@ -182,32 +198,42 @@ def results(made: Comparison, told: Sequence[str]) -> tuple[Any, ...]:
     )
 
 
+def likeness(made: Comparison) -> str:
+    """Return how like the dense video the sparse one is."""
+    return "identical" if math.isinf(made.psnr) else f"{made.psnr:.1f} dB"
+
+
+def summary(made: Comparison) -> str:
+    """Say in one line what came out."""
+    alike = "is the same" if math.isinf(made.psnr) else f"is like the dense one to {likeness(made)}"
+    time = f", {faster(made.speedup)} here" if math.isfinite(made.speedup) else ""
+    return f"With {made.density:.0%} of the attention the video {alike}{time}."
+
+
 def numbers_of(made: Comparison, told: Sequence[str] = ()) -> str:
     """Return how alike the videos are, the times as bars and the densities as a line."""
     dense, sparse = made.seconds
-    likeness = "identical" if math.isinf(made.psnr) else f"{made.psnr:.1f} dB"
+    whole = sum(density > WHOLE for density in made.densities)
+    dense_steps = f"{whole} of {len(made.densities)} steps stay dense"
     facts = [
-        ("PSNR", likeness, "from 30 dB on hard to see"),
-        ("SSIM", "-" if made.ssim is None else f"{made.ssim:.3f}", "1 is equal"),
-        ("density", f"{made.density:.0%}", "of all attention"),
+        ("likeness, PSNR", likeness(made), "differences are hard to see from 30 dB on"),
+        ("likeness, SSIM", "-" if made.ssim is None else f"{made.ssim:.3f}", "1 is equal"),
+        ("attention computed", f"{made.density:.0%}", dense_steps if whole else "in all steps"),
         ("speed", faster(made.speedup), "all steps, this machine"),
     ]
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd><p>{told}</p></div>" for name, value, told in facts
-    )
     times = [("dense", dense, f"{dense:.1f} s"), (made.request.method or "sparse", sparse,
              f"{sparse:.1f} s")]  # fmt: skip
-    tokens = f"{made.tokens:,} tokens." if made.tokens else ""
     frames, height, width = made.shape
+    here = f" This video has {made.tokens:,} patches; {FULL}." if made.tokens else ""
     lines = [
-        f"{made.label}: {frames} frames of {height} x {width}. {tokens}",
-        "Sparse attention saves attention, and only that: the longer the video, the more it pays.",
+        *told,
+        f"{made.label}: {frames} frames of {height} x {width}.",
+        LONG + here,
         *([] if made.steady else [UNSTEADY]),
         *made.notes,
-        *told,
     ]
     return (
-        f'<dl class="tiles">{tiles}</dl><div class="charts">'
+        f'{chart.tiles(facts)}<div class="charts">'
         f"{chart.bars('Time of all steps', times)}"
         f"{chart.line('Density of each step', made.densities, 'step')}</div>"
         f'<ul class="notes">{"".join(f"<li>{html.escape(x)}</li>" for x in lines)}</ul>'

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
-from dit_sparse.demos import form
+from dit_sparse.demos import chart, form
 from dit_sparse.demos import plan_viewer as viewer
+from dit_sparse.demos.recording import Recording, Shelf, record
 from dit_sparse.demos.runner import Page, Turn
 from dit_sparse.demos.status import reported, status_of, stops, told
 
@@ -31,8 +32,10 @@ READING = """
 - The **map** has all pairs of places: a line for each one that looks, a column for each looked at.
 - Layers and heads differ a lot: some look at their own frame only, some at one spot through time.
 """
-READY = "It generates once, with the prompt and the settings of the tab “Generate”."
-EMPTY = '<div class="empty">The video and its attention appear here.</div>'
+HEADS = "Click a number, and the pictures above show that head. The darker, the larger."
+READY = "It generates once more, with the prompt and the settings of the tab “Generate”."
+DONE = "Done: click any place in the video, or take the arrow keys."
+EMPTY = "The video and its attention appear here."
 
 CSS = """
 h3 { margin: .6em 0 .2em; font-size: 1.05em } h3 small { font-weight: 400; opacity: .75 }
@@ -46,20 +49,17 @@ figure { margin: 0 } figcaption { font-size: .85em; opacity: .85 }
 .maps { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)) }
 .maps img { width: 100%; max-width: 480px; height: auto; border-radius: 4px;
   image-rendering: pixelated }
-.tiles { display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)) }
-.tiles > div { padding: .5em .8em; border-radius: 8px; background: var(--background-fill-secondary);
-  border: 1px solid var(--border-color-primary) }
-.tiles b { font-size: 1.5em; font-variant-numeric: tabular-nums } .tiles small { display: block;
-  opacity: .8 }
-.paper { overflow-x: auto; contain: inline-size; padding: .8em; border-radius: 8px;
-  background: #fcfcfc; color: #1e1e1e }
-.paper table { display: inline-block; margin: 0 1.6em .8em 0; border-collapse: collapse }
-.paper caption { text-align: left; color: #555 } .paper th { font-weight: 400; color: #666 }
-.paper td, .paper th { padding: .15em .5em; font-variant-numeric: tabular-nums; border: 0 }
-.paper td.shown { cursor: pointer } .paper td[aria-current] { outline: 3px solid #1ec83c;
-  outline-offset: -3px }
-.empty { display: grid; place-items: center; min-height: 320px; border-radius: 8px; opacity: .75;
-  border: 1px dashed var(--border-color-primary); padding: 1em; text-align: center }
+.heads { display: flex; flex-wrap: wrap; gap: 1em 2em; overflow-x: auto; contain: inline-size }
+.heads table { width: auto; margin: 0; border-collapse: collapse }
+.heads :is(table, thead, tbody, tr, th, td) { border: 0 }
+.heads caption { text-align: left; padding-bottom: .3em; font-weight: 600 }
+.heads th { font-weight: 400; padding: .2em .5em; opacity: .8 }
+.heads td { padding: 0; background: rgb(from var(--primary-500) r g b / calc(var(--share)
+  * .65)) }
+.heads button { all: unset; cursor: pointer; padding: .2em .5em;
+  font-variant-numeric: tabular-nums }
+.heads button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: -2px }
+.heads button[aria-current] { outline: 3px solid currentColor; outline-offset: -3px }
 """
 # a click takes the patch under it, an arrow key the next one; focus stays on the picture
 PLACES_JS = """
@@ -94,92 +94,121 @@ watch('value', () => {
 });
 """
 HEADS_JS = """
+let again = null;
 element.addEventListener('click', (event) => {
-  const cell = event.target.closest('td.shown');
-  const found = cell && cell.dataset.view.match(/layer(\\d+)-head(\\d+)-step/);
-  if (found) trigger('choose', { layer: Number(found[1]), head: Number(found[2]) });
+  const cell = event.target.closest('td button');
+  if (!cell) return;
+  again = [...element.querySelectorAll('td button')].indexOf(cell);
+  trigger('choose', { layer: Number(cell.dataset.layer), head: Number(cell.dataset.head) });
+});
+watch('value', () => {
+  if (again !== null)
+    element.querySelectorAll('td button')[again]?.focus({ preventScroll: true });
+  again = null;
 });
 """
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The components of the tab. places: layer, head, step, frame, row, column; drawn: pictures."""
+
+    key: gr.State
+    start: gr.Button
+    stop: gr.Button
+    state: gr.HTML
+    places: list[Any]
+    order: gr.Radio
+    drawn: list[gr.HTML]
+
+
 def tab(app: Any) -> None:
     """Fill the tab."""
-    shelf = viewer.Shelf()
+    shelf = Shelf()
+    gr.Markdown(INTRO, elem_classes="intro")
+    with gr.Column(elem_id="look"):
+        parts = _parts(shelf)
+    _on_start(app, shelf, parts)
+    _on_choice(shelf, parts)
+
+
+def _parts(shelf: Shelf) -> Parts:
+    """Add the components."""
     key = gr.State(None, time_to_live=3600, delete_callback=shelf.drop)
-    gr.Markdown(INTRO)
     with gr.Row():
-        start = gr.Button("Look inside", variant="primary", elem_id="look-start")
-        stop = gr.Button("Stop", elem_id="look-stop")
+        start = gr.Button("Look inside", variant="primary", elem_id="look-start", min_width=140)
+        stop = gr.Button("Stop", elem_id="look-stop", min_width=140)
     state = gr.HTML(status_of(READY), elem_id="look-state")
     with gr.Row():
-        layer, head, step = (
+        which = [
             gr.Radio([], label=name, interactive=True, min_width=200, info=info,
                      elem_id=f"look-{name.lower()}")
-            for name, info in (("Layer", "the model has them in a row"),
-                               ("Head", "each layer has several, with tastes of their own"),
-                               ("Step", "of the denoising: early = noise, late = details"))
-        )  # fmt: skip
+            for name, info in (("Layer", "The model has them in a row."),
+                               ("Head", "Each layer has several, with tastes of their own."),
+                               ("Step", "Counted from 0: early ones are noise, late ones details."))
+        ]  # fmt: skip
     tiles = gr.HTML(css_template=CSS, min_height=120, elem_id="look-numbers")
-    pictures = gr.HTML(EMPTY, css_template=CSS, js_on_load=PLACES_JS, min_height=320,
+    pictures = gr.HTML(chart.empty(EMPTY), css_template=CSS, js_on_load=PLACES_JS, min_height=320,
                        elem_id="look-places")  # fmt: skip
     with gr.Row():
         patch = [
-            gr.Slider(0, 1, 0, step=1, label=name, min_width=120, elem_id=f"look-{name.lower()}")
+            gr.Slider(0, 1, 0, step=1, label=name, min_width=200, elem_id=f"look-{name.lower()}")
             for name in ("Frame", "Row", "Column")
         ]
     order = gr.Radio(list(viewer.ORDERS), value=next(iter(viewer.ORDERS)), label="Map of all pairs",
                      elem_id="look-order")  # fmt: skip
-    drawn = gr.HTML(css_template=CSS, min_height=120, elem_id="look-maps")
+    maps = gr.HTML(css_template=CSS, min_height=120, elem_id="look-maps")
     with gr.Accordion("How to read this", open=False):
         gr.Markdown(READING)
     with gr.Accordion("All heads in numbers", open=False):
+        gr.Markdown(HEADS)
         table = gr.HTML(css_template=CSS, js_on_load=HEADS_JS, elem_id="look-heads")
+    return Parts(key, start, stop, state, [*which, *patch], order, [tiles, pictures, maps, table])
 
-    places = [layer, head, step, *patch]
-    inputs, outputs = [key, *places, order], [tiles, pictures, drawn, table]
 
-    def show(key: str | None, *chosen: Any) -> tuple[Any, ...]:
-        """Draw what is chosen; without a recording there is nothing to draw yet."""
-        if key is None:
-            return (gr.skip(),) * len(outputs)
-        with told():
-            return draw(shelf.get(key), *chosen)
+def _on_start(app: Any, shelf: Shelf, parts: Parts) -> None:
+    """Record a generation when the button is pressed, then draw it."""
+    settings = app.settings
 
     def look(
         request: gr.Request, last: str | None, order: str, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Record a generation, then draw it."""
-        settings = app.settings
 
         def begin() -> Iterator[Any]:
             asked = form.request(values, settings.models, settings.device, app.folder)
             asked = replace(asked, compare=False, out=None)
 
-            def job(turn: Turn) -> viewer.Recording:
+            def job(turn: Turn) -> Recording:
                 page = Page(turn)
                 with page.steps("looking"):
-                    return viewer.record(app.runner.model(asked, page), asked, page)
+                    return record(app.runner.model(asked, page), asked, page)
 
             return app.runner.work(request.session_hash or "", job)
 
-        def drawn(recording: viewer.Recording) -> tuple[Any, ...]:
-            text = "Done: click any place in the video, or take the arrow keys."
-            return status_of(text), shelf.put(recording, last), *first(recording, order)
+        def drawn(recording: Recording) -> tuple[Any, ...]:
+            return status_of(DONE), shelf.put(recording, last), *first(recording, order)
 
-        yield from reported(begin, drawn, (gr.skip(),) * (1 + len(places) + len(outputs)))
+        yield from reported(begin, drawn, (gr.skip(),) * (len(outputs) - 1))
 
-    recorded = [state, key, *places, *outputs]
-    given = [key, order, *(app.fields[name] for name in form.FIELDS)]
-    event = start.click(
-        look, given, recorded, show_progress="full", show_progress_on=[state], api_name="look",
-        **app.device,
+    given = [parts.key, parts.order, *(app.fields[name] for name in form.FIELDS)]
+    outputs = [parts.state, parts.key, *parts.places, *parts.drawn]
+    event = parts.start.click(
+        look, given, outputs, show_progress="full", show_progress_on=[parts.state],
+        api_name="look", **app.device,
     )  # fmt: skip
-    stops(app, stop, event, state)
-    gr.on(
-        [layer.input, head.input, step.input, order.input, *(slider.release for slider in patch)],
-        show, inputs, outputs, show_progress="hidden", trigger_mode="always_last", queue=False,
-        api_name="look_show",
-    )  # fmt: skip
+    stops(app, parts.stop, event, parts.state)
+
+
+def _on_choice(shelf: Shelf, parts: Parts) -> None:
+    """Draw what is chosen: by the fields, by a click on a picture or on the number of a head."""
+
+    def show(key: str | None, *chosen: Any) -> tuple[Any, ...]:
+        """Draw what is chosen; without a recording there is nothing to draw yet."""
+        if key is None:
+            return (gr.skip(),) * len(parts.drawn)
+        with told():
+            return draw(shelf.get(key), *chosen)
 
     def clicked(event: gr.EventData, *chosen: Any) -> tuple[Any, ...]:
         """Choose the patch that was clicked."""
@@ -190,25 +219,36 @@ def tab(app: Any) -> None:
         """Choose the head that was clicked."""
         return event.layer, event.head, *show(chosen[0], event.layer, event.head, *chosen[3:])
 
+    inputs = [parts.key, *parts.places, parts.order]
+    which, patch, (_, pictures, _, table) = parts.places[:3], parts.places[3:], parts.drawn
+    gr.on(
+        [*(radio.input for radio in [*which, parts.order]), *(slider.release for slider in patch)],
+        show, inputs, parts.drawn, show_progress="hidden", trigger_mode="always_last", queue=False,
+        api_name="look_show",
+    )  # fmt: skip
     # every one counts: of those that come while one is under way, "always_last" forgets the place
-    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", "queue": False}
-    pictures.choose(clicked, inputs, [*patch, *outputs], api_visibility="private", **quick)
-    table.choose(cell, inputs, [layer, head, *outputs], api_visibility="private", **quick)
+    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", "queue": False,
+                             "api_visibility": "private"}  # fmt: skip
+    pictures.choose(clicked, inputs, [*patch, *parts.drawn], **quick)
+    table.choose(cell, inputs, [*which[:2], *parts.drawn], **quick)
 
 
-def summary(recording: viewer.Recording) -> str:
+def summary(recording: Recording) -> str:
     """Say in one line what was looked into."""
     begin = recording.steps[0]
     dense = f", the first {begin} of {recording.total} steps dense by plan" if begin else ""
+    some, every = len(recording.heads), recording.every
+    part = f" {some} of {every} heads are kept: more take too much memory." if some < every else ""
     return (
-        f"{recording.label}: {recording.density:.0%} of all attention computed{dense}. "
+        f"{recording.label}: {recording.density:.0%} of all attention computed{dense}.{part} "
         f"“{recording.request.prompt}”"
     )
 
 
-def first(recording: viewer.Recording, order: str) -> tuple[Any, ...]:
+def first(recording: Recording, order: str) -> tuple[Any, ...]:
     """Return what the choices offer for a recording, and the pictures of the first one."""
-    layer, head, step = recording.layers[len(recording.layers) // 2], 0, recording.steps[-1]
+    layer, step = recording.layers[len(recording.layers) // 2], recording.steps[-1]
+    head = recording.heads[0]
     chosen = layer, head, step, *recording.patch
     offers = zip((recording.layers, recording.heads, recording.steps), chosen[:3], strict=True)
     radios = [gr.Radio(choices=some, value=value) for some, value in offers]
@@ -218,7 +258,7 @@ def first(recording: viewer.Recording, order: str) -> tuple[Any, ...]:
 
 
 def draw(
-    recording: viewer.Recording, layer: int, head: int, step: int, frame: int, row: int,
+    recording: Recording, layer: int, head: int, step: int, frame: int, row: int,
     column: int, order: str,
 ) -> tuple[str, str, str, str]:  # fmt: skip
     """Return the numbers, the video, the map and the table as HTML."""
@@ -227,5 +267,5 @@ def draw(
         f"<p>{html.escape(summary(recording))}</p>{viewer.numbers(view, recording.rest)}",
         viewer.places(view, recording.frames),
         viewer.maps(view, viewer.ORDERS[order]),
-        recording.heads_table(layer, head, step),
+        viewer.heads_table(recording, layer, head, step),
     )

@@ -6,16 +6,17 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
-ROUTE = "gradio_api/file="
+from dit_sparse.demos import address
 
-EMPTY = """<div class="trio" role="img"
-aria-label="Empty places for the dense video, the sparse video and their difference">
-<figure><figcaption>dense</figcaption><div class="blank"></div></figure>
-<figure><figcaption>sparse</figcaption><div class="blank"></div></figure>
-<figure><figcaption>difference</figcaption><div class="blank"></div></figure></div>
-<div class="bar-of-controls"></div>"""
+SIDE, LOOKING = 10, (4, 4)  # patches of the drawing; the one that looks
+# pairs of rows and of columns, as blocks of patches are kept together
+SEEN = {(1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (0, 4)}
+LOOKS = (
+    ("dense", "every patch looks at every other"),
+    ("sparse", "it looks only where it matters"),
+    ("difference", "black: equal, white: far apart"),
+)
 
 # the first video leads, the others follow it; one range moves all
 SCRIPT = """
@@ -65,9 +66,10 @@ start();
 
 
 class Shown(NamedTuple):
-    """One of the videos. title: above it; told: what a screen reader says."""
+    """One of the videos. title: above it; note: below; told: what a screen reader says."""
 
     title: str
+    note: str
     told: str
     file: Path
 
@@ -75,11 +77,14 @@ class Shown(NamedTuple):
 def player(videos: Sequence[Shown], frames: int, height: int, width: int, fps: float) -> str:
     """Return the element for videos of one size; of a single frame: pictures, nothing to play."""
     figures = "".join(
-        f'<figure><figcaption title="{html.escape(shown.title)}">{html.escape(shown.title)}'
-        "</figcaption>"
-        f"{_medium(shown, height, width)}"
-        f'<a class="get" href="{address(shown.file)}" download="{html.escape(shown.file.name)}">'
-        f"Download {shown.file.suffix[1:]}</a></figure>"
+        _figure(
+            shown.title,
+            _medium(shown, height, width),
+            shown.note,
+            f'<a href="{address.of_file(shown.file)}" '
+            f'download="{html.escape(shown.file.name)}">'
+            f"Download {shown.file.suffix[1:]}</a>",
+        )
         for shown in videos
     )
     controls = ""
@@ -95,21 +100,54 @@ def player(videos: Sequence[Shown], frames: int, height: int, width: int, fps: f
     )
 
 
-def address(file: Path) -> str:
-    """Return where the page's server gives a file away."""
-    return html.escape(ROUTE + quote(str(file)))
+def drawing() -> str:
+    """Return what stands there before any video: what one patch looks at, dense and sparse."""
+    cells = [(row, column) for row in range(SIDE) for column in range(SIDE)]
+    kept = [(row, column) for row, column in cells if (row // 2, column // 2) in SEEN]
+    ring = f'<circle class="ring" cx="{SIDE / 2:g}" cy="{SIDE / 2:g}" r="{SIDE / 4:g}"/>'
+    grounds = _patches(cells), _patches(kept), f'<rect class="dark" {_square(0, 0, SIDE)}/>{ring}'
+    figures = "".join(
+        _figure(title, f'<svg class="blank" viewBox="0 0 {SIDE} {SIDE}" role="img" '
+                f'aria-label="{title}: {note}">{ground}</svg>', note)
+        for (title, note), ground in zip(LOOKS, grounds, strict=True)
+    )  # fmt: skip
+    return f'<div class="trio">{figures}</div><div class="bar-of-controls"></div>'
+
+
+def _patches(seen: Sequence[tuple[int, int]]) -> str:
+    """Draw all patches, those that are looked at coloured, and the one that looks outlined."""
+    row, column = LOOKING
+    grid = []
+    for y in range(SIDE):
+        for x in range(SIDE):
+            kind = "seen" if (y, x) in seen else "unseen"
+            grid.append(f'<rect class="{kind}" {_square(x + 0.06, y + 0.06, 0.88)}/>')
+    return f'{"".join(grid)}<rect class="looks" {_square(column, row, 1)}/>'
+
+
+def _square(x: float, y: float, side: float) -> str:
+    return f'x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"'
+
+
+def _figure(title: str, ground: str, note: str, more: str = "") -> str:
+    """Return a picture or a video with its title above and a line below."""
+    name = html.escape(title)
+    return (
+        f'<figure><figcaption title="{name}">{name}</figcaption>{ground}'
+        f'<p class="note">{html.escape(note)}</p><p class="get">{more}</p></figure>'
+    )
 
 
 def _medium(shown: Shown, height: int, width: int) -> str:
     told, size = html.escape(shown.told), f'width="{width}" height="{height}"'
     if shown.file.suffix == ".png":
-        return f'<img src="{address(shown.file)}" alt="{told}" {size}>'
+        return f'<img src="{address.of_file(shown.file)}" alt="{told}" {size}>'
     return (
-        f'<video src="{address(shown.file)}" aria-label="{told}" {size} muted playsinline '
+        f'<video src="{address.of_file(shown.file)}" aria-label="{told}" {size} muted playsinline '
         'preload="auto" tabindex="-1"></video>'
     )
 
 
 def component(gr: Any) -> Any:
-    """Return the player as a component of the page, empty."""
-    return gr.HTML(EMPTY, js_on_load=SCRIPT, elem_id="player", label="Videos")
+    """Return the player as a component of the page, with a drawing in it."""
+    return gr.HTML(drawing(), js_on_load=SCRIPT, elem_id="player", label="Videos")

@@ -10,8 +10,10 @@ progress through `Turn` and is stopped there, between two denoising steps.
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +34,10 @@ class Stopped(BaseException):
     """The visitor wants no more of it: unwind to where the work began."""
 
 
+class Expired(Stopped):
+    """The time that one work may have the device is over."""
+
+
 class Failed(Exception):
     """The work failed; the text is for the visitor."""
 
@@ -46,13 +52,17 @@ class Said:
 
 @dataclass(frozen=True)
 class Step:
-    """A denoising step is done. note: time and density in words; picture: of now, or None."""
+    """A denoising step is done.
+
+    note: time and density in words; picture: of now, or None; run: which of how many runs.
+    """
 
     label: str
     step: int
     steps: int
     note: str
     picture: Any = None
+    run: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,20 @@ class Done:
 
 @dataclass
 class Turn:
-    """What a work tells the page while it has the device, and where it is stopped."""
+    """What a work tells the page while it has the device, and where it is stopped.
 
+    limit: seconds from `begin` on; what takes longer is stopped.
+    """
+
+    limit: float = math.inf
     stopped: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     over: threading.Event = field(default_factory=threading.Event)
+    end: float = math.inf
+
+    def begin(self) -> None:
+        """Count the seconds of the limit from now."""
+        self.end = time.monotonic() + self.limit
 
     def tell(self, event: Any) -> None:
         """Hand an event to the page; ends the work when it was stopped."""
@@ -80,20 +99,23 @@ class Turn:
         self.tell(Step("", step, steps, note))
 
     def check(self) -> None:
-        """End the work when it was stopped."""
+        """End the work when it was stopped, or when its time is over."""
         if self.stopped.is_set():
             raise Stopped
+        if time.monotonic() > self.end:
+            raise Expired
 
 
 class Page(Screen):
     """The screen of a command, shown on the page.
 
-    picture: makes the preview of the newest step; None: no preview.
+    runs: how many generations there are. picture: makes the preview of the newest step; None: no
+    preview.
     """
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, runs: int = 1) -> None:
         super().__init__(quiet=True)
-        self.turn = turn
+        self.turn, self.runs, self.run = turn, runs, 0
         self.picture: Callable[[], Any] | None = None
 
     def warn(self, text: str) -> None:
@@ -107,14 +129,14 @@ class Page(Screen):
     @contextmanager
     def steps(self, label: str) -> Iterator[Any]:
         """Show the denoising steps of one run."""
-        self.label = label
+        self.label, self.run = label, self.run + 1
         self.turn.check()
         yield self
 
     def show(self, step: int, steps: int, note: str) -> None:
         """Tell that `step` of `steps` is done."""
         picture = self.picture() if self.picture is not None else None
-        self.turn.tell(Step(self.label, step, steps, note, picture))
+        self.turn.tell(Step(self.label, step, steps, note, picture, (self.run, self.runs)))
 
     def result(self, data: dict[str, Any], rows: Sequence[Any], files: list) -> None:
         """Tell the facts of the result."""
@@ -122,10 +144,13 @@ class Page(Screen):
 
 
 class Runner:
-    """The device, the model on it, and who has it now."""
+    """The device, the model on it, and who has it now.
 
-    def __init__(self, device: str = "auto", debug: bool = False) -> None:
-        self.device, self.debug = device, debug
+    limit: seconds that one work may have the device, loading a model not counted.
+    """
+
+    def __init__(self, device: str = "auto", debug: bool = False, limit: float = math.inf) -> None:
+        self.device, self.debug, self.limit = device, debug, limit
         self._lock = threading.Lock()  # held while a work has the device
         self._turns: dict[str, Turn] = {}
         self._pipe: tuple[str, Any] | None = None
@@ -136,7 +161,7 @@ class Runner:
         visitor: by which `stop` finds it. Raises `Stopped`, or `Failed` with a text for the
         visitor. Leaving the loop early stops the job.
         """
-        turn = self._turns[visitor] = Turn()
+        turn = self._turns[visitor] = Turn(self.limit)
         thread = threading.Thread(target=self._do, args=(job, turn), daemon=True)
         thread.start()
         try:
@@ -147,7 +172,9 @@ class Runner:
             yield event
         finally:
             turn.stopped.set()
-            thread.join()
+            # the collector may close what nobody reads any more, in the very thread of the work
+            if thread is not threading.current_thread():
+                thread.join()
             if self._turns.get(visitor) is turn:
                 del self._turns[visitor]
 
@@ -170,6 +197,8 @@ class Runner:
             release()
             screen.say(f"loading {request.model}")
             self._pipe = request.model, load(request, locate(request.model))
+            if isinstance(screen, Page):
+                screen.turn.begin()
         return self._pipe[1]
 
     def warm(self, model: str) -> None:
@@ -194,7 +223,10 @@ class Runner:
             with self._lock, hushed(self.debug):
                 try:
                     turn.check()
+                    turn.begin()
                     end = Done(job(turn))
+                except Expired:
+                    end = Failed(too_long(self.limit))
                 except Stopped:
                     pass
                 except BaseException as error:
@@ -219,6 +251,15 @@ class Runner:
 
             dit_sparse.disable(self._pipe[1])
         release()
+
+
+def too_long(limit: float) -> str:
+    """Say that a work was ended by the limit of time, and what would fit into it."""
+    allowed = f"{limit / 60:g} minutes" if limit >= 120 else f"{limit:g} seconds"
+    return (
+        f"This took longer than {allowed}, the most that one visitor may have the device: "
+        "choose fewer frames or steps, or a smaller size."
+    )
 
 
 def explain(error: BaseException) -> str:

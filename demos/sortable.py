@@ -23,6 +23,9 @@ th[aria-sort="ascending"] button::after { content: "↑"; opacity: 1 }
 th[aria-sort="descending"] button::after { content: "↓"; opacity: 1 }
 td button { text-decoration: underline dotted; text-underline-offset: 3px }
 button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px }
+@media (max-width: 640px) {
+  th:first-child, td:first-child { white-space: normal; min-width: 8em; max-width: 42vw }
+}
 """
 # numbers sort as numbers, the largest first; empty cells stay at the end
 JS = """

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
-from dit_sparse.demos import form
+from dit_sparse.demos import address, form
 from dit_sparse.demos.runner import Done, Failed, Said, Step, Stopped
 from dit_sparse.errors import ArgumentError, DitSparseError
 
@@ -78,12 +76,13 @@ def status_of(text: str, wrong: bool = False) -> str:
 
 def status_of_step(step: Step) -> str:
     """Return the status of a running generation: its newest frames, a bar, a line."""
-    seen = ""
+    seen, (run, runs) = "", step.run
     if step.picture is not None:
         told = f"first look at the {step.label} video after step {step.step}"
-        seen = f'<img src="{picture_address(step.picture)}" alt="{html.escape(told)}">'
-    text = f"{step.label}: step {step.step} of {step.steps}, {step.note}"
-    return _status("status", seen, text, step.step, step.steps)
+        seen = f'<img src="{address.of_picture(step.picture)}" alt="{html.escape(told)}">'
+    many = f"{run} of {runs}, " if runs > 1 else ""
+    text = f"{many}{step.label}: step {step.step} of {step.steps}, {step.note}"
+    return _status("status", seen, text, (run - 1) * step.steps + step.step, runs * step.steps)
 
 
 def _status(role: str, seen: str, text: str, done: int, total: int) -> str:
@@ -93,12 +92,3 @@ def _status(role: str, seen: str, text: str, done: int, total: int) -> str:
         f'aria-valuenow="{done}" aria-valuemin="0" aria-valuemax="{total}">'
         f'<div style="width:{done / total:.1%}"></div></div></div></div>'
     )
-
-
-def picture_address(picture: Any) -> str:
-    """Return a picture [h, w, 3], uint8, as an address that needs no file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import IMPLS, QUANTS
+from dit_sparse.kernels.contract import IMPLS, QUANTS, as_scale
 from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
@@ -109,6 +109,8 @@ def _prepare(
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
         if tensor.ndim != 4:
             raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; expected [B, H, S, D]")
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
@@ -122,10 +124,18 @@ def _prepare(
         raise ArgumentError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating type")
     if not q.device == k.device == v.device:
         raise ArgumentError(f"q, k, v are on {q.device}, {k.device}, {v.device}; use one device")
-    if scale is not None and not scale > 0:
-        raise ArgumentError(f"scale={scale} must be positive; leave it out for D ** -0.5")
+    try:
+        as_scale(scale, q.shape[3])
+    except ValueError:
+        raise ArgumentError(
+            f"scale={scale!r} must be a finite number above 0; leave it out for D ** -0.5"
+        ) from None
     if q.shape[1] % k.shape[1]:
         raise ArgumentError(f"q has {q.shape[1]} heads, no multiple of the {k.shape[1]} of k")
+    if grid is not None and not isinstance(grid, Grid):
+        raise ArgumentError(f"grid={grid!r} must be a Grid(frames, height, width) or None")
+    if not isinstance(causal, bool):
+        raise ArgumentError(f"causal={causal!r} must be True or False")
     if grid is not None and not q.shape[2] == k.shape[2] == grid.tokens:
         raise ArgumentError(
             f"grid={grid} has {grid.tokens} tokens; q has {q.shape[2]} and k has {k.shape[2]}"
@@ -136,6 +146,8 @@ def _prepare(
         method = get(method, **params)
     elif isinstance(method, Profile):
         method = method.build(**params)
+    elif not isinstance(method, Method):
+        raise ArgumentError(f"method={method!r} must be a name, a Method or a Profile")
     elif params:
         raise ArgumentError(
             f"{next(iter(params))!r} was given with a Method value; build it with "

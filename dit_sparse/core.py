@@ -17,10 +17,11 @@ from torch import Tensor
 
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
-from dit_sparse.tokens import QKV, Blocks, Grid, Heads, Layout, on_device
+from dit_sparse.tokens import QKV, Blocks, Grid, Heads, Layout, layer_row, on_device
 
 __all__ = [
-    "QKV", "Blocks", "Context", "Grid", "Heads", "Known", "Layout", "Method", "Plan", "on_device",
+    "QKV", "Blocks", "Context", "Grid", "Heads", "Known", "Layout", "Method", "Plan", "layer_row",
+    "on_device",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -32,13 +33,15 @@ class Plan:
 
     level: [B, H, M, N] int8; 0 = left to the remainder, 1 = exact, l > 1 = pooled by 2^(l-1).
     causal: query i sees keys j <= i + Skv - Sq. capacity: a known upper bound of the kept
-    blocks per row, so that the lists need not be N wide.
+    blocks per row, so that the lists need not be N wide. edge: compute leaves out more, the blocks
+    whose weights its softmax finds to be below e^edge on its way (see kernels/skip.py).
     """
 
     layout: Layout
     level: Tensor
     causal: bool = False
     capacity: int | None = None
+    edge: float | None = None
 
     def lists(self) -> tuple[Tensor, Tensor]:
         """Return kv_count [B, H, M] and kv_index [B, H, M, C], int32, ascending, packed left."""
@@ -95,6 +98,11 @@ class Context:
         if key not in self.cache:
             self.cache[key] = make()
         return self.cache[key]
+
+    def held(self, heads: int) -> tuple[int, slice]:
+        """Return the model's number of heads, and which of them the `heads` of a call are."""
+        first, total = (self.heads.first, self.heads.total) if self.heads else (0, heads)
+        return total, slice(first, first + heads)
 
     def learned(self, name: str, *shape: int) -> Tensor:
         """Return a learned tensor of this layer; raise unless it is there in this shape."""
@@ -199,7 +207,7 @@ class Method:
         layout = self.arrange(x, ctx)
         score = self.score(x, layout, ctx)
         if ctx.causal:
-            future, diagonal = _causal_masks(layout, score.device)
+            future, diagonal = layout.future(score.device)
             level = self.select(score.masked_fill(future, float("-inf")), layout, ctx)
             level = level.masked_fill(future, 0).masked_fill(diagonal, 1)
         else:
@@ -213,7 +221,7 @@ class Method:
             level = level.masked_fill(skipped, 0)
         capacity = self.select.capacity(layout.kv.video)
         capacity = None if text_q or ctx.causal or capacity is None else capacity + text_kv
-        return Plan(layout, level, ctx.causal, capacity)
+        return Plan(layout, level, ctx.causal, capacity, ctx.cache.get("edge"))
 
     def __call__(self, x: QKV, ctx: Context) -> Tensor:
         """Run the four stages: the output [B, H, Sq, Dv] in the original token order."""
@@ -239,12 +247,3 @@ def _parts(value: Any) -> Iterator[Any]:
     if is_dataclass(value):
         for part in fields(value):
             yield from _parts(getattr(value, part.name))
-
-
-def _causal_masks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return which block pairs lie wholly in the future and which on the diagonal, [.., M, N]."""
-    shift = layout.kv.length - layout.q.length
-    rows, cols = layout.q.bounds(device), layout.kv.bounds(device)
-    first, last = rows[..., :-1, None] + shift, rows[..., 1:, None] - 1 + shift
-    start, end = cols[..., None, :-1], cols[..., None, 1:]
-    return start > last, (start <= last) & (end > first)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from dit_sparse.compute.attend import Dense
 from dit_sparse.constants import constant
-from dit_sparse.core import QKV, Blocks, Context, Known, Layout, Method, Plan
+from dit_sparse.core import QKV, Blocks, Context, Known, Layout, Method, Plan, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
 
-Rows = str | tuple[str, ...] | tuple[tuple[str, ...], ...]
+Layers = str | tuple[str, ...]
+Rows = Layers | tuple[tuple[str, ...], ...]
 
 
 class Letter(NamedTuple):
@@ -97,23 +98,8 @@ class ByHead:
 
     def row(self, layer: int, step: int, steps: int, heads: int | None) -> str:
         """Return the letters of a layer's heads; heads=None takes any number of them."""
-        rows: Rows = self.rows
-        if self._by_part:
-            rows = rows[part_of(step, steps, self.begins)]
-        if isinstance(rows, str):
-            return rows * -(-(heads or len(rows)) // len(rows))
-        if layer >= len(rows):
-            raise ArgumentError(
-                f"table has {len(rows)} layers; layer {layer} is beyond its last, {len(rows) - 1} "
-                "(counted from 0)"
-            )
-        found = str(rows[layer])
-        if heads is not None and len(found) != heads:
-            raise ArgumentError(
-                f"table: layer {layer} has {len(found)} letters, the model {heads} heads; write "
-                "one letter per head"
-            )
-        return found
+        part = self.rows[part_of(step, steps, self.begins)] if self._by_part else self.rows
+        return layer_row(cast(Layers, part), layer, heads, "table", "letter")
 
     def check(self, known: Known) -> None:
         """Raise unless each sparse layer has a row that fits, and each of its methods fits."""
@@ -139,8 +125,8 @@ class ByHead:
         if ctx.causal:
             raise ArgumentError("mixed methods are for videos and images, not for causal attention")
         count = x.q.shape[1]
-        first, total = (ctx.heads.first, ctx.heads.total) if ctx.heads else (0, count)
-        row = self.row(ctx.layer, ctx.step, ctx.steps, total)[first : first + count]
+        total, mine = ctx.held(count)
+        row = self.row(ctx.layer, ctx.step, ctx.steps, total)[mine]
         for letter, method, _ in self.methods:
             heads = tuple(h for h, c in enumerate(row) if c == letter)
             if heads:

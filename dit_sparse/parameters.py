@@ -31,6 +31,23 @@ def like(value: Any, default: Any) -> bool:
     return isinstance(value, int | float if isinstance(default, int | float) else type(default))
 
 
+def checked(method: str, given: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters given to a method, hashable; raise for the first that it cannot take.
+
+    known: its parameters and their defaults.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        them = ", ".join(f"{key}={value!r}" for key, value in known.items()) or "none"
+        raise ArgumentError(f"method {method!r} has no parameter {unknown[0]!r}; it takes: {them}")
+    found = {key: as_tuples(value) for key, value in given.items()}
+    for key, value in found.items():
+        if not like(value, known[key]):
+            like_it = f"method {method!r} needs a value like {known[key]!r}"
+            raise ArgumentError(f"{key}={given[key]!r}: {like_it}")
+    return found
+
+
 def check_count(name: str, value: object) -> None:
     """Raise unless `value` is a whole number of at least 1."""
     if type(value) is not int or value < 1:

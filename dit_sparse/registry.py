@@ -1,18 +1,22 @@
-"""The method registry: one file in `methods/` = one name."""
+"""The method registry: one file in `methods/`, or one entry point elsewhere = one name."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any
 
 from dit_sparse.core import Method
-from dit_sparse.errors import ArgumentError, UnknownNameError
-from dit_sparse.parameters import as_tuples, like
+from dit_sparse.errors import UnknownNameError
+from dit_sparse.parameters import checked
+
+_entries: dict[str, Entry] = {}
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,7 @@ class Entry:
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters and their defaults, read from the function's signature."""
-        signature = inspect.signature(self.build)
-        return {name: p.default for name, p in signature.parameters.items()}
-
-
-_entries: dict[str, Entry] = {}
+        return {n: p.default for n, p in inspect.signature(self.build).parameters.items()}
 
 
 def register(
@@ -59,32 +59,32 @@ def register(
     return add
 
 
+@functools.cache
+def _modules() -> dict[str, str]:
+    """Return the module that registers each method: ours, and those of others' entry points."""
+    ours = pkgutil.iter_modules(importlib.import_module("dit_sparse.methods").__path__)
+    theirs = {point.name: point.value for point in entry_points(group="dit_sparse.methods")}
+    return theirs | {module.name: f"dit_sparse.methods.{module.name}" for module in ours}
+
+
 def methods() -> list[str]:
     """Return the sorted names of all methods."""
-    package = importlib.import_module("dit_sparse.methods")
-    shipped = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    return sorted(shipped | set(_entries))
+    return sorted(_modules().keys() | _entries)
 
 
 def entry(name: str) -> Entry:
     """Return the registered entry of a name; unknown names list the nearest."""
+    if name not in _entries and name in _modules():
+        importlib.import_module(_modules()[name])
     if name not in _entries:
-        if name not in methods():
-            near = difflib.get_close_matches(name, methods(), n=3, cutoff=0.4) or methods()
-            raise UnknownNameError(f"method={name!r} is not known; nearest: {', '.join(near)}")
-        importlib.import_module(f"dit_sparse.methods.{name}")
+        others = [other for other in methods() if other != name]
+        near = difflib.get_close_matches(name, others, n=3, cutoff=0.4) or others
+        where = f"in {_modules()[name]}" if name in _modules() else "known"
+        raise UnknownNameError(f"method={name!r} is not {where}; nearest: {', '.join(near)}")
     return _entries[name]
 
 
 def get(name: str, **params: Any) -> Method:
     """Build a method by name: `get("pisa", keep=0.15)`."""
     found = entry(name)
-    unknown = sorted(set(params) - set(found.parameters))
-    if unknown:
-        known = ", ".join(f"{k}={v!r}" for k, v in found.parameters.items()) or "none"
-        raise ArgumentError(f"method {name!r} has no parameter {unknown[0]!r}; it takes: {known}")
-    for key, value in params.items():
-        params[key], default = as_tuples(value), found.parameters[key]
-        if not like(params[key], default):
-            raise ArgumentError(f"{key}={value!r}: method {name!r} needs a value like {default!r}")
-    return found.build(**params)
+    return found.build(**checked(name, params, found.parameters))

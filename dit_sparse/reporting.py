@@ -69,12 +69,6 @@ class Event:
     estimate: float
     bound: float
 
-    def __str__(self) -> str:
-        return (
-            f"guard: layer {self.layer} of {self.transformer} is dense after step {self.step}: "
-            f"error {self.estimate:.3g}, bound {self.bound:g}"
-        )
-
 
 @dataclass(frozen=True)
 class Guarded:
@@ -88,6 +82,22 @@ class Guarded:
     looks: int
     worst: float
     events: tuple[Event, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Return a line for each step after which layers of a transformer are dense."""
+        found: dict[tuple[str, int], list[Event]] = {}
+        for event in self.events:
+            found.setdefault((event.transformer, event.step), []).append(event)
+        lines = []
+        for (name, step), events in found.items():
+            layers = ", ".join(str(event.layer) for event in events)
+            worst = max(event.estimate for event in events)
+            many = len(events) > 1
+            lines.append(
+                f"guard: layer{'s' * many} {layers} of {name} {'are' if many else 'is'} dense "
+                f"after step {step}: error {'up to ' * many}{worst:.3g}, bound {self.bound:g}"
+            )
+        return lines
 
 
 @dataclass(frozen=True)

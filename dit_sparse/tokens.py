@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from itertools import accumulate
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from dit_sparse.errors import ArgumentError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# a row of a table: an entry per head, a letter or a longer one
+Row = TypeVar("Row", str, tuple[str, ...], tuple[float, ...])
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,29 @@ class Heads:
 
     first: int
     total: int
+
+
+def layer_row(rows: Row | Sequence[Row], layer: int, heads: int | None, of: str, each: str) -> Row:
+    """Return a layer's row of a table, one entry per head; raise unless there is one.
+
+    rows: one per layer; or one string, which serves every layer and is repeated over the heads.
+    heads: of the model, None for any number. of, each: what the table and an entry are called.
+    """
+    row: Any = rows
+    if isinstance(rows, str):
+        return row * -(-(heads or len(rows)) // len(rows))
+    if layer >= len(rows):
+        raise ArgumentError(
+            f"{of} has {len(rows)} layers; layer {layer} is beyond its last, {len(rows) - 1} "
+            "(counted from 0)"
+        )
+    row = rows[layer]
+    if heads is not None and len(row) != heads:
+        raise ArgumentError(
+            f"{of}: layer {layer} has {len(row)} {each}s, the model {heads} heads; write one "
+            f"{each} per head"
+        )
+    return row
 
 
 class QKV(NamedTuple):
@@ -219,6 +244,16 @@ class Layout(NamedTuple):
         first = rows[..., :-1, None] // segment * segment
         stop = -(-rows[..., 1:, None] // segment) * segment
         return (cols[..., :-1] < stop) & (cols[..., 1:] > first)
+
+    def future(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return which block pairs lie wholly in the future and which on the diagonal of causal
+        attention, bool [B|1, H|1, M, N] each.
+        """
+        shift = self.kv.length - self.q.length
+        rows, cols = self.q.bounds(device), self.kv.bounds(device)
+        first, last = rows[..., :-1, None] + shift, rows[..., 1:, None] - 1 + shift
+        start, end = cols[..., None, :-1], cols[..., None, 1:]
+        return start > last, (start <= last) & (end > first)
 
 
 @lru_cache(maxsize=32)

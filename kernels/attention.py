@@ -16,12 +16,22 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.choice import KERNELS, implementation, kernel, triton_missing, why_not_fp8
-from dit_sparse.kernels.contract import IMPLS, QUANTS, Columns, Cut, allocate, as_cut, check
+from dit_sparse.kernels.contract import (
+    IMPLS,
+    QUANTS,
+    Columns,
+    Cut,
+    allocate,
+    as_cut,
+    as_scale,
+    check,
+    check_values,
+)
 from dit_sparse.kernels.quant import rounding
 
 __all__ = [
     "IMPLS", "KERNELS", "QUANTS", "Columns", "Cut", "block_sparse_attention", "implementation",
-    "kernel",
+    "kernel", "triton_missing",
 ]  # fmt: skip
 
 _MODULES = {
@@ -89,11 +99,13 @@ def block_sparse_attention(
     if impl not in KERNELS:
         raise ValueError(f"impl must be {', '.join(KERNELS)}, got {impl!r}")
     q_blocks, kv_blocks = as_cut(q_blocks), as_cut(kv_blocks)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # a compiler checks in the op's fake instead: its tracer stumbles over checks of symbolic sizes
     if not torch.compiler.is_compiling():
-        cuts = q_blocks, kv_blocks
-        check(q, k, v, kv_count, kv_index, *cuts, columns, tail, row_mask, scale, q_order, quant)
+        more = columns, tail, row_mask, scale, q_order, quant, causal
+        check(q, k, v, kv_count, kv_index, q_blocks, kv_blocks, *more)
+        tokens = q.shape[2], k.shape[2]
+        check_values(kv_count, kv_index, q_blocks, kv_blocks, tokens, columns, q_order)
+    scale = as_scale(scale, q.shape[-1])
     c = columns or Columns(None, None)  # type: ignore[arg-type]
     if c.k is not None and c.k.shape[2] == 0:
         c, tail = Columns(None, None), None  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ KERNELS = (*IMPLS, "hopper")
 
 @functools.cache
 def triton_missing() -> str:
+    """Return why Triton cannot be used and what would help, "" where it can."""
     try:
         importlib.import_module("triton")
     except Exception as error:
-        return f"triton cannot be imported ({type(error).__name__})"
+        package = "triton-windows" if sys.platform == "win32" else "triton"
+        return f"triton cannot be imported ({type(error).__name__}): pip install {package}"
     return ""
 
 

@@ -7,6 +7,9 @@ Used by all files of this folder; imports nothing of `dit_sparse` outside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +69,17 @@ def as_cut(blocks: Cut | int) -> Cut:
     return blocks if isinstance(blocks, Cut) else Cut(blocks)
 
 
+def as_scale(scale: Any, dim: int) -> float:
+    """Return the scale of the logits, dim ** -0.5 for None; raise unless it can be one."""
+    if scale is None:
+        return dim**-0.5
+    number = isinstance(scale, Real | torch.SymFloat) and not isinstance(scale, bool)
+    value: Any = scale if number else -1
+    if not 0 < value < inf:
+        _fail("scale", "a finite number above 0", scale)
+    return float(value)
+
+
 def per_head(x: Tensor, batch: int, heads: int) -> Tensor:
     """Expand axes 0 and 1 of x ([B or 1, H or Hkv or 1, ...]) to [batch, heads, ...]."""
     if x.shape[1] not in (1, heads):
@@ -97,10 +111,12 @@ def _fail(name: str, rule: str, got: object) -> None:
 
 
 def _text(x: object) -> str:
-    return f"{str(x.dtype)[6:]} {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+    if isinstance(x, Tensor):
+        return f"{str(x.dtype)[6:]} {list(x.shape)}"
+    return f"a {type(x).__name__} of {len(x)}" if isinstance(x, list | tuple) else repr(x)
 
 
-def _shaped(name: str, x: object, *axes: object, dtype: object = None) -> None:
+def _shaped(name: str, x: Any, *axes: object, dtype: object = None) -> None:
     """Raise unless x is a tensor whose axes are the given sizes (a tuple lists the allowed
     ones)."""
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
@@ -125,29 +141,34 @@ def _check_lists(columns: Columns, batch: int, heads: int, rows: int) -> None:
     if columns.mask is not None or count is None or index is None:
         _fail("columns", "given either a mask or both count and index", "another combination")
     _shaped("columns.count", count, batch, heads, rows, dtype=torch.int32)
-    _shaped("columns.index", index, batch, heads, rows, index.shape[-1], dtype=torch.int32)
-    if group < 1:
+    _shaped("columns.index", index, batch, heads, rows, _last(index, "L"), dtype=torch.int32)
+    if not _is_count(group):
         _fail("columns.group", "a count of columns, at least 1", group)
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, int | torch.SymInt) and not isinstance(x, bool) and x >= 1
+
+
+def _last(x: object, name: str) -> Any:
+    """Return the length of the last axis, whatever it is; its name where there is none."""
+    return x.shape[-1] if isinstance(x, Tensor) and x.dim() else name
 
 
 def check_cut(name: str, cut: Cut, batch: int, heads: tuple[int, ...]) -> None:
     """Raise one clear line unless `cut` is valid for a tensor of `batch` and `heads`."""
-    ok = (
-        isinstance(cut.size, int | torch.SymInt)
-        and not isinstance(cut.size, bool)
-        and cut.size >= 1
-    )
-    if not ok:
+    if not _is_count(cut.size):
         _fail(name, "a Cut or a block size of at least 1", cut.size)
     if cut.offsets is not None:
-        blocks = max(cut.offsets.shape[-1], 2) if cut.offsets.dim() == 3 else "N + 1"
+        blocks = _last(cut.offsets, "N + 1")
+        blocks = max(blocks, 2) if isinstance(blocks, int | torch.SymInt) else blocks
         _shaped(f"{name}.offsets", cut.offsets, (1, batch), (1, *heads), blocks, dtype=torch.int32)
 
 
 def check(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor, kv_index: Tensor, q_blocks: Cut, kv_blocks:
-    Cut, columns: Columns | None, tail: Tensor | None, row_mask: Tensor | None, scale: float,
-    q_order: Tensor | None = None, quant: str = "none",
+    Cut, columns: Columns | None, tail: Tensor | None, row_mask: Tensor | None, scale: float | None,
+    q_order: Tensor | None = None, quant: str = "none", causal: object = False,
 ) -> None:  # fmt: skip
     """Raise one line naming the argument and its value if the call breaks the contract; reads no
     device data."""
@@ -167,12 +188,12 @@ def check(
     check_cut("kv_blocks", kv_blocks, batch, (kv_heads, heads))
     rows, blocks = q_blocks.count(s_q), kv_blocks.count(s_kv)
     _shaped("kv_count", kv_count, batch, heads, rows, dtype=torch.int32)
-    capacity = kv_index.shape[-1] if isinstance(kv_index, Tensor) and kv_index.dim() == 4 else "C"
-    _shaped("kv_index", kv_index, batch, heads, rows, capacity, dtype=torch.int32)
-    if capacity > blocks:
+    _shaped("kv_index", kv_index, batch, heads, rows, _last(kv_index, "C"), dtype=torch.int32)
+    if kv_index.shape[-1] > blocks:
         _fail("kv_index", f"of a capacity of at most {blocks} key blocks", kv_index)
-    if scale <= 0:
-        _fail("scale", "a positive number", scale)
+    as_scale(scale, dim)
+    if not isinstance(causal, bool | torch.SymBool):
+        _fail("causal", "True or False", causal)
     if quant not in QUANTS:
         _fail("quant", " or ".join(QUANTS), quant)
     if quant != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
@@ -193,7 +214,7 @@ def check(
     if tail is not None:
         if columns is None:
             _fail("tail", "given together with columns", "columns=None")
-        _shaped("tail", tail, batch, groups, dim, dim_v)
+        _shaped("tail", tail, batch, groups, dim, dim_v, dtype=DTYPES)
     if row_mask is not None:
         _shaped("row_mask", row_mask, batch, (1, heads), s_q, blocks, dtype=_CHOICE)
     if q_order is not None:
@@ -205,3 +226,44 @@ def check(
     for x in (k, v, kv_count, kv_index, *extra):
         if x.device != q.device:
             _fail("every tensor", f"on q's device {q.device}", f"{_text(x)} on {x.device}")
+
+
+def check_values(
+    kv_count: Tensor, kv_index: Tensor, q_blocks: Cut, kv_blocks: Cut, tokens: tuple[int, int],
+    columns: Columns | None, q_order: Tensor | None,
+) -> None:  # fmt: skip
+    """Raise one line if a list, a cut or an order points beside its axis; tokens: of q and of k.
+
+    For a call that passed `check`, on the CPU alone: to read what is on a GPU is to wait for it.
+    """
+    if kv_index.device.type != "cpu" or type(kv_index) is not Tensor:
+        return
+    cuts = ("q_blocks", q_blocks, tokens[0]), ("kv_blocks", kv_blocks, tokens[1])
+    for name, cut, length in cuts:
+        if cut.offsets is not None:
+            _within(f"{name}.offsets", "positions", cut.offsets, length)
+            _within(f"{name}.offsets", "steps", cut.offsets.diff(), cut.size)
+    _check_ids("kv_", kv_count, kv_index, kv_blocks.count(tokens[1]))
+    if columns is not None and columns.count is not None and columns.index is not None:
+        groups = -(-columns.k.shape[2] // columns.group)
+        _check_ids("columns.", columns.count, columns.index, groups)
+    if q_order is not None:
+        _within("q_order", "places", q_order, tokens[0] - 1)
+        found = torch.zeros(q_order.shape, dtype=torch.bool).scatter_(-1, q_order.long(), True)
+        if not bool(found.all()):
+            _fail("q_order", "each place once", "some twice")
+
+
+def _check_ids(of: str, count: Tensor, index: Tensor, blocks: int) -> None:
+    """Raise one line unless the lists [..., M] and [..., M, C] name some of `blocks` blocks."""
+    _within(f"{of}count", "lengths", count, index.shape[-1])
+    past = torch.arange(index.shape[-1]) >= count[..., None]
+    _within(f"{of}index", "ids", index.masked_fill(past, 0), blocks - 1)
+
+
+def _within(name: str, what: str, x: Tensor, most: int) -> None:
+    """Raise one line unless every value lies in [0, most]."""
+    if x.numel():
+        least, largest = (int(n) for n in x.aminmax())
+        if least < 0 or largest > most:
+            _fail(name, f"{what} from 0 to {most}", f"{least} to {largest}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import _fail, _shaped, allocate
+from dit_sparse.kernels.contract import _fail, _shaped, allocate, as_scale
 from dit_sparse.kernels.pool import pick, pool_blocks
 
 # programs of a launch for each multiprocessor, and listed tokens that each has at least
@@ -80,10 +80,10 @@ def decode_attention(
     >>> index = torch.tensor([0, 3], dtype=torch.int32).expand(1, 2, 1, 2)
     >>> out, lse = decode_attention(q, k, v, count, index, page=16)
     """
-    _check(q, k, v, kv_count, kv_index, page, choice, table, lengths, scale)
+    _check(q, k, v, kv_count, kv_index, page, choice, table, lengths)
     if splits is not None:
         _count("splits", splits)
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = as_scale(scale, q.shape[-1])
     if impl == "reference":
         from dit_sparse.kernels import reference
 
@@ -135,7 +135,7 @@ def page_scores(q: Tensor, k: Tensor, *, page: int, impl: str = "auto") -> Tenso
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, kv_count: Tensor | None, kv_index: Tensor, page: int, choice:
-    Tensor | None, table: Tensor | None, lengths: Tensor | None, scale: float | None,
+    Tensor | None, table: Tensor | None, lengths: Tensor | None,
 ) -> None:  # fmt: skip
     """Raise one line naming the argument if the call breaks the contract; reads no device data."""
     (batch, heads, _, dim), kv_heads = q.shape, _heads(q, k, v)
@@ -154,8 +154,6 @@ def _check(
         _shaped("choice", choice, batch, heads, pages, dtype=(torch.bool, torch.int8))
     if lengths is not None:
         _shaped("lengths", lengths, batch, dtype=torch.int32)
-    if scale is not None and not scale > 0:
-        _fail("scale", "a positive number", scale)
 
 
 def _heads(q: Tensor, *more: Tensor) -> int:

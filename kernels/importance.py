@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import IMPLS
+from dit_sparse.kernels.contract import IMPLS, as_scale
 from dit_sparse.kernels.pool import pick
 
 # bytes of logits alive at a time in the torch form
@@ -40,7 +40,7 @@ def sampled_importance(
     >>> sampled_importance(torch.ones(1, 2, 32, 16), torch.ones(1, 2, 32, 16), count, count).shape
     torch.Size([1, 2, 4, 4])
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = as_scale(scale, q.shape[-1])
     return torch.ops.dit_sparse.sampled_importance(
         q.detach(), k.detach(), q_count, k_count, scale, reduce, norm, impl
     )
@@ -55,8 +55,6 @@ def _check(q, k, q_count, k_count, scale, reduce, norm, impl) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be {', '.join(allowed)}, got {value!r}")
-    if scale <= 0:
-        raise ValueError(f"scale must be a positive number, got {scale}")
     for name, x, count in (("q", q, q_count), ("k", k, k_count)):
         if x.dim() != 4 or not x.is_floating_point():
             got = f"{x.dtype} {list(x.shape)}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import per_head
+from dit_sparse.kernels.contract import as_scale, per_head
 from dit_sparse.kernels.pool import pick
 
 # bytes of logits and of wide keys and values at a time in the torch form: it takes heads in groups
@@ -61,9 +61,7 @@ def masked_losses(
     (torch.Size([2, 1, 4]), True, True)
     """
     _check(q, k, v, rows, seen)
-    factor = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    if factor <= 0:
-        raise ValueError(f"scale must be a positive number, got {scale}")
+    factor = as_scale(scale, q.shape[-1])
     if pick(q, impl, k, v, limit=256 if q.element_size() == 2 else 128) == "triton":
         if q.dtype == torch.float64:
             raise ValueError(f"q must not be float64 for impl='triton', got {q.dtype}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import Cut, as_cut, check_cut, per_head
+from dit_sparse.kernels.contract import Cut, as_cut, as_scale, check_cut, per_head
 from dit_sparse.kernels.pool import block_ids, pick
 
 # logits that the torch form holds at once
@@ -49,7 +49,7 @@ def probe_error(
         if list(mean.shape) != want:
             raise ValueError(f"{name} must be {want}, got {list(mean.shape)}")
     wide = torch.promote_types(k.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = as_scale(scale, q.shape[-1])
     q, k_mean, v_mean = q.to(k.dtype), k_mean.to(wide), v_mean.to(wide)
     if pick(k, impl, v, limit=128) == "triton":
         from dit_sparse.kernels import centroid_passes

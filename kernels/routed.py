@@ -39,7 +39,7 @@ from dit_sparse.kernels import _tune
 from dit_sparse.kernels._launch import dense_rows, head_offsets
 from dit_sparse.kernels._routed import list_kernel, merge_kernel, visit_kernel
 from dit_sparse.kernels.block_sparse import _device, describe, is_interpreted
-from dit_sparse.kernels.contract import Cut, allocate, as_cut, check, per_head
+from dit_sparse.kernels.contract import Cut, allocate, as_cut, as_scale, check, per_head
 from dit_sparse.kernels.lists import dense_mask
 from dit_sparse.kernels.tiling import mean_size
 
@@ -100,7 +100,7 @@ def routed_attention(
     cut = as_cut(kv_blocks)
     batch, heads, s_q, dim = q.shape
     kv_heads, s_kv, dim_v, blocks = k.shape[1], k.shape[2], v.shape[3], cut.count(k.shape[2])
-    scale = float(dim**-0.5 if scale is None else scale)
+    scale = as_scale(scale, dim)
     _check(q, k, v, row_mask, cut, lists, scale)
     has_tma, big, nvidia = _device(q.device.index or 0) if q.is_cuda else (True, True, True)
     head_dim, head_dim_v = _tune.power_of_2(dim), _tune.power_of_2(dim_v)

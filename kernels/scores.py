@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.contract import Cut, block_bounds, per_head
+from dit_sparse.kernels.contract import Cut, as_scale, block_bounds, per_head
 from dit_sparse.kernels.pool import pick
 
 
@@ -42,7 +42,7 @@ def pooled_scores(
     """
     if text is not None and not softmax:
         raise ValueError("text must be None without softmax: it changes no single score")
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = as_scale(scale, q.shape[-1])
     given = [x for x in (k, weight, text) if x is not None]
     # only their gradients matter to `pick`, not the length of the last axis of weights
     if q.dtype == torch.float32 and _takes_triton(q, given, impl):

@@ -5,8 +5,7 @@
 
 Every product of queries and keys is computed; skipped tiles save their exponentials, values and
 second product. Causal tiles that hold own keys are never skipped. What is left out are whole tiles,
-so that another tile is another result. It is the paper's form of BLASST, edge = ln(lambda), whose
-method chooses the same tiles before its kernel. The kernel is in _skip.py.
+so that another tile is another result. Used by BLASST, edge = ln(lambda); the kernel: _skip.py.
 Limits of Triton: head dims up to 256, no float64, forward only.
 One H200, Triton 3.6, 32 / 8 heads of 128, 32,768 tokens, causal, bf16: 19.5 ms where nothing is
 skipped, 16.1 where .65 of the tiles are computed, 13.6 at .44, 11.9 at .26; dense with cuDNN 14.7.
@@ -21,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_sparse.kernels.contract import _fail, _shaped, allocate
+from dit_sparse.kernels.contract import _fail, _shaped, allocate, as_scale
 from dit_sparse.kernels.pool import pick
 
 TILE = (128, 64)
+# the largest head dim that the kernel takes
+WIDEST = 256
 
 
 def skipping_attention(
@@ -65,11 +66,9 @@ def skipping_attention(
     whole = isinstance(tile, tuple) and len(tile) == 2 and all(type(n) is int for n in tile)
     if not whole or any(size < 16 or size & (size - 1) for size in tile):
         _fail("tile", "two powers of two from 16, e.g. (128, 64)", tile)
-    scale = float(dim**-0.5 if scale is None else scale)
-    if not scale > 0:
-        _fail("scale", "a positive number", scale)
+    scale = as_scale(scale, dim)
     options = {"edge": edge, "tile": tile, "causal": causal, "scale": scale}
-    if pick(q, impl, k, v, limit=256) == "triton":
+    if pick(q, impl, k, v, limit=WIDEST) == "triton":
         return _launch(q, k, v, **options)
     return _tiled(q, k, v, **options)
 
@@ -116,10 +115,12 @@ def _tiled(
     for at in range(0, s_q, rows):
         x = q[:, :, at : at + rows].to(wide)
         last = torch.arange(at, at + x.shape[2], device=q.device) + (s_kv - s_q)
-        logits = scale * x @ keys.mT
+        # keys that no query of the tile sees are not looked at
+        stop = min(s_kv, max(at + x.shape[2] + s_kv - s_q, 1)) if causal else s_kv
+        logits = scale * x @ keys[:, :, :stop].mT
         if causal:
-            logits = logits.masked_fill(key > last[:, None], float("-inf"))
-        tiles = F.pad(logits, (0, -s_kv % cols), value=float("-inf")).unflatten(3, (-1, cols))
+            logits = logits.masked_fill(key[:stop] > last[:, None], float("-inf"))
+        tiles = F.pad(logits, (0, -stop % cols), value=float("-inf")).unflatten(3, (-1, cols))
         peak = tiles.amax(4)
         # [B, H, N]: how far the best query of the tile is below its best before
         before = F.pad(peak.cummax(3).values, (1, 0), value=-1e38)[..., :-1]
@@ -129,10 +130,10 @@ def _tiled(
             # a tile in the future counts as nothing
             low = (low & (start + cols - 1 <= last[0])) | (start > last[-1])
         logits = logits.masked_fill(
-            low.repeat_interleave(cols, 2)[:, :, None, :s_kv], float("-inf")
+            low.repeat_interleave(cols, 2)[:, :, None, :stop], float("-inf")
         )
         lse = logits.logsumexp(-1)
         p = (logits - lse.masked_fill(lse.isinf(), 0)[..., None]).exp()
-        outs.append((p @ values, lse, (~low).sum(2, keepdim=True)))
+        outs.append((p @ values[:, :, :stop], lse, (~low).sum(2, keepdim=True)))
     out, lse, done = (torch.cat(parts, 2) for parts in zip(*outs, strict=True))
     return out.to(q.dtype), lse.float(), done.int()

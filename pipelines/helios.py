@@ -5,7 +5,7 @@ from typing import Any
 
 from dit_sparse.integrations.adapters import Adapter, Sizes
 from dit_sparse.pipelines._adapter import drop_in
-from dit_sparse.pipelines._sizes import patch, volume
+from dit_sparse.pipelines._sizes import patch, patches, volume
 
 # how much coarser the history is cut than the chunk
 HISTORY = {"short": 1, "mid": 2, "long": 4}
@@ -17,11 +17,7 @@ def latent_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
     for name, scale in HISTORY.items():
         latents = given.get(f"latents_history_{name}")
         if latents is not None and given.get(f"indices_latents_history_{name}") is not None:
-            cut = (scale * p for p in patch(module))
-            frames, height, width = (
-                -(-size // p) for size, p in zip(latents.shape[2:], cut, strict=True)
-            )
-            before += frames * height * width
+            before += patches(latents, (scale * p for p in patch(module)))
     return *volume(module, given)[:3], before, 0
 
 

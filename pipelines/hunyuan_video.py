@@ -7,7 +7,7 @@ from typing import Any
 from dit_sparse.integrations.adapters import Adapter, Sizes
 from dit_sparse.integrations.sequence import REST
 from dit_sparse.pipelines._adapter import drop_in
-from dit_sparse.pipelines._sizes import volume, volume_and_text
+from dit_sparse.pipelines._sizes import patches, volume, volume_and_text
 
 # patches of the history of FramePack, which is padded to whole ones
 HISTORY = {
@@ -19,13 +19,8 @@ HISTORY = {
 
 def history_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
     """Read the grid of the new frames, and history before; image and text follow, maybe cut."""
-    before = 0
-    for name, patch in HISTORY.items():
-        if given.get(name) is not None:
-            frames, height, width = (
-                -(-size // p) for size, p in zip(given[name].shape[2:], patch, strict=True)
-            )
-            before += frames * height * width
+    told = ((given.get(name), patch) for name, patch in HISTORY.items())
+    before = sum(patches(latents, patch) for latents, patch in told if latents is not None)
     return *volume(module, given)[:3], before, REST
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dit_sparse.integrations.adapters import Adapter, Sizes, joined
+from dit_sparse.integrations.adapters import Adapter, Sizes
 from dit_sparse.pipelines._adapter import drop_in
+from dit_sparse.pipelines._sizes import pictures
 
 
 def shaped_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
-    """Read the picture from `img_shapes`, (frames, height, width), and text [B, S, C]."""
-    shapes = given["img_shapes"]
-    shapes = shapes[0] if isinstance(shapes, list) else shapes
-    found = joined(shapes if isinstance(shapes, list) else [shapes])
+    """Read the picture from `img_shapes`, and text [B, S, C] behind it."""
+    found = pictures(given)
     return *found[:3], 0, found[3] + given["encoder_hidden_states"].shape[1]
 
 

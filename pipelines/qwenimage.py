@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dit_sparse.integrations.adapters import Adapter, Sizes, joined
+from dit_sparse.integrations.adapters import Adapter, Sizes
+from dit_sparse.integrations.capture import ATTENTION
 from dit_sparse.pipelines._adapter import drop_in
+from dit_sparse.pipelines._sizes import pictures
 
 
 def shaped_sizes(module: Any, given: Mapping[str, Any]) -> Sizes:
-    """Read the pictures from `img_shapes`, (frames, height, width) of each, text from [B, S, C]."""
-    shapes = given["img_shapes"]
-    shapes = shapes[0] if isinstance(shapes, list) else shapes
-    found = joined(shapes if isinstance(shapes, list) else [shapes])
+    """Read the pictures from `img_shapes`, text from [B, S, C]."""
+    found = pictures(given)
     return *found[:3], given["encoder_hidden_states"].shape[1], found[3]
 
 
@@ -39,7 +39,7 @@ ADAPTERS = (
         attention=r"transformer_blocks\.\d+\.attn",
         sizes=target_sizes,
         mask="keys",
-        captured=True,
+        instead=(ATTENTION,),
         text="packed",
         needs="0.42.0",
         note="text and other pictures attend to what is before them, dense, in the first step; "

@@ -66,8 +66,6 @@ def attached(case: Case) -> str:
     model, row = case.build(), adapters()[case.model]
     dit_sparse.enable(model, probe())
     layer = row.layers(model)[0]
-    if row.processor is not None:
-        return "processor"
     return "PyTorch" if is_captured(getattr(layer, "processor", layer)) else "dispatcher"
 
 

@@ -1,10 +1,14 @@
 """`dit-sparse bench` on a command line: files, tables, and what it refuses."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 
 from dit_sparse.bench import kernel, plot
+from dit_sparse.commands.options import given
+from dit_sparse.commands.timing import Run
 from tests.test_bench import nan
 from tests.test_cli import check, run
 
@@ -96,3 +100,16 @@ REFUSED = [
 def test_refused(args, words, monkeypatch):
     monkeypatch.setattr("dit_sparse.bench.machine.measure_limits", None)
     check(run(*args), 2, words)
+
+
+def test_commands_share_the_options_of_a_run():
+    """Their own come first; what every run of a command is, is no option of it."""
+    options = {name: run("bench", name, "--help").stdout for name in ("kernel", "method", "memory")}
+    for name, shown in options.items():
+        assert all(f"--{field.name}" in shown for field in fields(Run) if field.name != "quick")
+        assert ("--quick" in shown) == (name != "memory")
+    seen = []
+    taken = given(lambda a=1, b=2: (a, b), b=5)(lambda first, own: seen.append((first, own)))
+    assert list(inspect.signature(taken).parameters) == ["own", "a"]
+    taken(own=7, a=3)
+    assert seen == [((3, 5), 7)]

@@ -2,42 +2,26 @@
 
 import pytest
 
-from dit_sparse.demos import evaluations
-from tests.browser import DESKTOP, PHONE, opened, served, shoot, visit
-from tests.test_demo_compare import CASES, made
-from tests.tiny_wan import save
+from tests.browser import DESKTOP, PHONE, shoot, visit
+from tests.demo_material import CASES
+
+pytest_plugins = "tests.demo_page"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with opened() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(browser, tmp_path_factory):
-    folder = save(tmp_path_factory.mktemp("model"))
-    made().write(folder / evaluations.FILE)
-    scratch = tmp_path_factory.mktemp("scratch")
-    with served("--model", str(folder), "--device", "cpu", scratch=scratch) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
+def looked(browser, address):
+    """The page of a visitor who looked inside."""
     with visit(browser, address) as page:
+        open_tab(page, "Look inside")
+        assert not page.locator("#look-layer").is_visible(), "nothing to choose from yet"
+        page.locator("#look-start").click()
+        page.locator("#look-places img").first.wait_for()
+        page.wait_for_function("document.querySelector('#look-maps img')?.complete")
         yield page
 
 
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
-
-
-def look(page):
-    open_tab(page, "Look inside")
-    page.locator("#look-start").click()
-    page.locator("#look-places img").first.wait_for()
-    page.wait_for_function("document.querySelector('#look-maps img')?.complete")
 
 
 def wait_for_patch(page, patch):
@@ -47,9 +31,9 @@ def wait_for_patch(page, patch):
     )
 
 
-def test_click_and_keys_choose_a_patch(page):
+def test_click_and_keys_choose_a_patch(looked):
     """A click takes the place under it; arrow keys go on from there, and the focus stays."""
-    look(page)
+    page = looked
     picture = page.locator("#look-places img[data-frame='2']").first
     before = picture.get_attribute("src")
     box = picture.bounding_box()
@@ -70,8 +54,8 @@ def test_click_and_keys_choose_a_patch(page):
     wait_for_patch(page, "2,5,7")
 
 
-def test_another_head(page):
-    look(page)
+def test_another_head(looked):
+    page = looked
     maps = page.locator("#look-maps img")
     before = maps.first.get_attribute("src")
     changed = "(old) => document.querySelector('#look-maps img').src !== old"
@@ -82,10 +66,12 @@ def test_another_head(page):
     page.wait_for_function(changed, arg=maps.first.get_attribute("src"))
     # a cell of the table is a head, too
     page.get_by_role("button", name="All heads in numbers").click()
-    page.locator("#look-heads td[data-view^='layer00-head00']").first.click()
+    page.locator("#look-heads button[aria-label^='layer 0, head 0']").first.focus()
+    page.keyboard.press("Enter")
     page.wait_for_function(
         "document.querySelector('#look-maps img').alt.includes('layer 0, head 0')"
     )
+    assert page.evaluate("document.activeElement.ariaLabel").startswith("layer 0, head 0")
 
 
 def test_a_wrong_setting_is_told_there(page):
@@ -162,18 +148,19 @@ def test_measure_and_stop(page):
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_looks(browser, address, size, scheme):
+def test_looks(looked, size, scheme):
     """No scrolling sideways, every picture with words, and text that can be read on its ground."""
-    with visit(browser, address, size, color_scheme=scheme) as page:
-        name = f"{'phone' if size is PHONE else 'desktop'}-{scheme}"
-        look(page)
-        for tab in ("look", "compare"):
-            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], tab
-            assert page.locator("img:not([alt])").count() == 0
-            shoot(page, f"{tab}-{name}", full_page=True)
-            open_tab(page, "Compare")
-            page.locator("#compare-plot .point").first.wait_for()
-        for place in ("#compare-plot .readout", "#compare-table td button"):
-            style = page.locator(place).first.evaluate("e => getComputedStyle(e).color")
-            bright = sum(map(int, style[style.index("(") + 1 : -1].split(",")[:3])) / 3
-            assert (bright > 128) == (scheme == "dark"), place
+    looked.set_viewport_size(size)
+    looked.emulate_media(color_scheme=scheme)
+    name = f"{'phone' if size is PHONE else 'desktop'}-{scheme}"
+    shown = ("look", "Look inside", "#look-places img"), ("compare", "Compare", ".point")
+    for tab, title, picture in shown:
+        open_tab(looked, title)
+        looked.locator(picture).first.wait_for()
+        assert looked.evaluate("document.documentElement.scrollWidth") <= size["width"], tab
+        assert looked.locator("img:not([alt])").count() == 0
+        shoot(looked, f"{tab}-{name}", full_page=True)
+    for place in ("#compare-plot .readout", "#compare-table td button"):
+        style = looked.locator(place).first.evaluate("e => getComputedStyle(e).color")
+        bright = sum(map(int, style[style.index("(") + 1 : -1].split(",")[:3])) / 3
+        assert (bright > 128) == (scheme == "dark"), place

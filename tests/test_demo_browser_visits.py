@@ -5,49 +5,16 @@ import time
 
 import pytest
 
-from tests.browser import (
-    STATUS,
-    done,
-    enter,
-    generate,
-    long,
-    more,
-    opened,
-    served,
-    shoot,
-    told,
-    visit,
-)
-from tests.tiny_wan import save
+from tests.browser import LONG_RUNS, STATUS, done, enter, generate, long, more, shoot, told, visit
+
+pytest_plugins = "tests.demo_page"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with opened() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    """The folder for temporary files of the server."""
-    return tmp_path_factory.mktemp("scratch")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return str(save(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def address(browser, tiny, scratch):
-    with served("--model", tiny, "--model", "shapes", scratch=scratch) as address:
-        yield address
-    assert not list(scratch.glob("dit-sparse-demo-*")), "the server left files behind"
-
-
-@pytest.fixture
-def page(browser, address):
+def form(browser, address):
+    """The page with all fields open."""
     with visit(browser, address) as page:
+        more(page)
         yield page
 
 
@@ -73,13 +40,15 @@ def test_stop(page):
         ("frames", "100000", "must be a whole number from 1 to 129"),
     ],
 )
-def test_wrong_input(page, field, value, says):
+def test_wrong_input(form, field, value, says):
     """What cannot work is said at once, beside its field; nothing starts."""
-    more(page)
-    enter(page, field, value)
-    page.locator("#go").click()
-    page.get_by_text(re.compile(re.escape(says), re.IGNORECASE)).first.wait_for()
-    assert page.locator(STATUS).inner_text().startswith("Choose a prompt")
+    place = form.locator(f"#field-{field} :is(textarea, input)").first
+    good = place.input_value()
+    enter(form, field, value)
+    form.locator("#go").click()
+    form.get_by_text(re.compile(re.escape(says), re.IGNORECASE)).first.wait_for()
+    assert form.locator(STATUS).inner_text().startswith("Choose a prompt")
+    enter(form, field, good)
 
 
 def test_two_visitors(browser, address):
@@ -94,7 +63,7 @@ def test_two_visitors(browser, address):
         told(second, "Done")
         # and who stops waiting is not served
         first.locator("#go").click()
-        told(first, "dense: step 1 of 50")
+        told(first, LONG_RUNS)
         second.locator("#go").click()
         second.get_by_text(re.compile(r"queue: 1\s*/\s*1")).wait_for()
         second.locator("#stop").click()
@@ -128,13 +97,3 @@ def test_keys_reach_everything(page):
     assert seen[-1] == "Generate", seen
     page.keyboard.press("Enter")
     done(page)
-
-
-def test_a_folder_that_was_named_is_kept(browser, tiny, tmp_path):
-    kept = tmp_path / "kept"
-    with (
-        served("--model", tiny, "--out", str(kept), scratch=tmp_path) as address,
-        visit(browser, address) as page,
-    ):
-        generate(page)
-    assert len(list(kept.rglob("*.mp4"))) == 3

@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -12,50 +11,8 @@ from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.demos import evaluations, front, sortable
 from dit_sparse.errors import ArgumentError
-from dit_sparse.quality.results import Result, Row
+from tests.demo_material import CASES, Reader, made
 from tests.tiny_wan import save
-
-VIDEOS = [("a red circle", 0), ("a blue <square>", 1)]
-# label, method, seconds, PSNR of the two videos
-CASES = (
-    ("pisa keep=0.25", "pisa", 3.0, (24.0, 26.0)),
-    ("pisa keep=0.5", "pisa", 5.0, (30.0, 32.0)),
-    ("draft keep=0.5", "draft", 6.0, (28.0, 29.0)),
-    ("<b> draft & co", "draft", 2.0, (20.0, 21.0)),
-    ("shapes--mixed", "mixed", 4.0, (33.0, 31.0)),
-)
-
-
-def made():
-    """An evaluation as `dit-sparse eval` would have it."""
-    rows = [Row("dense", {"method": "dense"}, {"seconds": dict.fromkeys(VIDEOS, 4.5)})]
-    for label, method, seconds, psnr in CASES:
-        values = {"psnr": dict(zip(VIDEOS, psnr, strict=True)),
-                  "seconds": dict.fromkeys(VIDEOS, seconds),
-                  "density": dict.fromkeys(VIDEOS, seconds / 10)}  # fmt: skip
-        keep = float(label.split("=")[1]) if "keep" in label else None
-        params = {} if keep is None else {"keep": keep}
-        rows.append(Row(label, {"method": method, "params": params}, values))
-    settings = {"model": "shapes", "num_frames": 33, "num_inference_steps": 12}
-    return Result(settings, {"device": "a CPU"}, VIDEOS, rows)
-
-
-class Reader(HTMLParser):
-    """Collects the elements of a page, and the text in them."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.found if name == tag]
 
 
 def place(point):
@@ -107,6 +64,12 @@ def test_filter_and_choice():
             assert point["style"] == kept[point["data-label"]]["style"]
     assert [n for n, p in kept.items() if p["aria-pressed"] == "true"] == ["pisa keep=0.5"]
     assert "No method is chosen" in front.picture(made(), COST, GAIN, [])
+    assert "The time was not measured" in front.picture(made(times=False), COST, GAIN, ALL)
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 16])
+def test_methods_have_colours_of_their_own(count):
+    assert len({front.colour(number, count) for number in range(count)}) == count
 
 
 def test_ticks_are_round():

@@ -1,6 +1,6 @@
 """The tab "Look inside": what is kept of a generation, and what the page shows of it."""
 
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +10,12 @@ from dit_sparse.commands.loading import loaded
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.demos import plan_viewer as viewer
+from dit_sparse.demos import recording as recorder
 from dit_sparse.errors import ArgumentError
 from dit_sparse.inspection.capture import Camera, Where
 from dit_sparse.integrations.session import Call
+from dit_sparse.media import to_uint8
+from tests.demo_material import Reader
 from tests.test_eval_probe import GRIDS, METHODS, call
 from tests.tiny_wan import save
 
@@ -28,13 +31,16 @@ def seen(grid, name):
 def test_a_kept_call_shows_what_the_live_one_did(grid, name):
     """The copy outlives the call: its tensors may be overwritten, its view stays the same."""
     live, patch = seen(grid, name), (1, 2, 3)
-    kept = viewer.of_prompt(live)
+    kept = recorder.of_prompt(live)
     cameras = [Camera(Where(heads=(1,)), patches=(patch,)) for _ in range(2)]
     cameras[0](live)
     for t in (*live.x, live.out, live.plan.level):
         t.zero_()
     cameras[1](kept)
     assert not kept.ctx.state and len(kept.out) == 1
+    alone = Camera(Where(heads=(0,)), patches=(patch,))
+    alone(recorder.of_prompt(kept, [1]))
+    assert alone.views[0].numbers == cameras[1].views[0].numbers
     one, two = (camera.views[0] for camera in cameras)
     assert one.numbers == pytest.approx(two.numbers, rel=1e-5)
     for a, b in zip((*one.own[:5], *one.video[:5], *one.looks[0][1:3]),
@@ -45,9 +51,9 @@ def test_a_kept_call_shows_what_the_live_one_did(grid, name):
 def test_keeper_stays_in_its_memory():
     """Few calls, spread over layers and steps; the other branch of guidance is not the prompt."""
     live = seen(GRIDS[0], "pisa")
-    size = sum(t[-1].numel() * 4 for t in (*live.x, live.out))
+    size = recorder.head_bytes(live) * live.x.q.shape[1]
     for room in (1, 3, 7, 100):
-        keeper = viewer.Keeper(tuple(range(2, 10)), tuple(range(4, 20)), room * size)
+        keeper = recorder.Keeper(tuple(range(2, 10)), tuple(range(4, 20)), room * size)
         for layer in range(2, 10):
             for step in range(4, 20):
                 for branch in (1, 0):
@@ -55,14 +61,35 @@ def test_keeper_stays_in_its_memory():
         layers, steps = ({place[i] for place in keeper.calls} for i in (0, 1))
         assert 1 <= len(keeper.calls) <= room
         assert len(keeper.calls) == len(layers) * len(steps)
-        assert len(steps) == min(room, viewer.STEPS)
+        assert len(steps) == min(room, recorder.STEPS)
         assert room < 6 or {2, 9} <= layers
 
 
+def test_of_large_calls_some_heads_are_kept():
+    """Never more bytes than may be; what does not fit with one head is refused in one line."""
+    live = seen(GRIDS[0], "pisa")
+    size, every = recorder.head_bytes(live), live.x.q.shape[1]
+    keeper = recorder.Keeper((0, 1), (0, 1), size)
+    for layer in (0, 1):
+        keeper(live._replace(layer=layer, step=1))
+    (kept,) = keeper.calls.values()
+    assert keeper.every == every > len(keeper.heads) == 1 == kept.x.q.shape[1]
+    assert torch.equal(kept.out[0, 0], live.out[-1, keeper.heads[0]])
+    assert sum(t.numel() * t.element_size() for t in recorder.tensors(kept)) <= keeper.most
+    with pytest.raises(ArgumentError, match="one head of this video takes"):
+        recorder.Keeper((0,), (0,), size - 1)(live)
+
+
+def test_frames_are_kept_no_larger_than_drawn():
+    frame = np.random.default_rng(0).random((360, 640, 3), dtype=np.float32)
+    assert recorder.thumb(frame, 45).shape == (180, 320, 3)
+    assert np.array_equal(recorder.thumb(frame[:64, :64], 8), to_uint8(frame[:64, :64]))
+
+
 def test_spread():
-    assert viewer.spread((4,), 3) == (4,) and viewer.spread((1, 2, 3), 1) == (2,)
-    assert viewer.spread((1, 2, 3), 3) == (1, 2, 3) == viewer.spread((1, 2, 3), 9)
-    assert viewer.spread(tuple(range(10)), 3) == (0, 4, 9)
+    assert recorder.spread((4,), 3) == (4,) and recorder.spread((1, 2, 3), 1) == (2,)
+    assert recorder.spread((1, 2, 3), 3) == (1, 2, 3) == recorder.spread((1, 2, 3), 9)
+    assert recorder.spread(tuple(range(10)), 3) == (0, 4, 9)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +99,7 @@ def recording(tmp_path_factory):
     request = Request("a red circle", str(folder), method="draft", keep=0.4, guidance=2.0,
                       set=("patch=[4, 4]", "dense_layers=0"))  # fmt: skip
     with hushed(False):
-        return viewer.record(loaded(request, Screen(quiet=True)), request)
+        return recorder.record(loaded(request, Screen(quiet=True)), request)
 
 
 def test_recording(recording):
@@ -86,17 +113,19 @@ def test_recording(recording):
     assert (view.layer, view.head, view.step, view.looks[0].patch) == (1, 1, 2, (2, 0, 7))
     with pytest.raises(ArgumentError, match="layer 1 at step 0 was not kept"):
         recording.view(1, 1, 0, (2, 0, 7))
+    with pytest.raises(ArgumentError, match="head 7 was not kept"):
+        recording.view(1, 7, 2, (2, 0, 7))
     with pytest.raises(ArgumentError, match=r"patch \(9, 0, 0\)"):
         recording.view(1, 1, 2, (9, 0, 0))
 
 
 def test_dense_is_refused():
     with pytest.raises(ArgumentError, match="choose a sparse method"):
-        viewer.record(None, Request("a", method="dense"))
+        recorder.record(None, Request("a", method="dense"))
 
 
 def test_shelf_keeps_the_newest():
-    shelf = viewer.Shelf(2)
+    shelf = recorder.Shelf(2)
     first, second = shelf.put("a"), shelf.put("b")
     assert shelf.get(first) == "a"
     third = shelf.put("c")
@@ -110,21 +139,6 @@ def test_shelf_keeps_the_newest():
     shelf.drop(fourth)
     with pytest.raises(ArgumentError):
         shelf.get(fourth)
-
-
-class Reader(HTMLParser):
-    """Collects the elements of a page by tag."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.found if name == tag]
 
 
 def test_places(recording):
@@ -152,14 +166,35 @@ def test_maps_and_numbers(recording):
     assert own != video
     text = viewer.numbers(view, "<left out>")
     for value in view.numbers:
-        assert f"<b>{value:.1%}</b>" in text
+        assert f"<dd>{value:.1%}</dd>" in text
     assert "&lt;left out&gt;" in text
 
 
 def test_all_heads(recording):
-    text = recording.heads_table(1, 0, 2)
-    page = Reader(text)
-    cells = [cell for cell in page.all("td") if "data-view" in cell]
-    assert len(cells) == 3 * 2 * 2 and sum("aria-current" in cell for cell in cells) == 3
-    error = recording.view(1, 0, 2, (0, 0, 0)).numbers.error
-    assert f">{error:.3f}<" in text
+    text = viewer.heads_table(recording, 1, 0, 2)
+    cells = Reader(text).all("button")
+    assert len(cells) == 3 * 2 * 2
+    here = [cell for cell in cells if "aria-current" in cell]
+    assert {(cell["data-layer"], cell["data-head"]) for cell in here} == {("1", "0")}
+    for cell, value in zip(here, recording.view(1, 0, 2, (0, 0, 0)).numbers, strict=True):
+        assert cell["aria-label"] == f"layer 1, head 0: {value:.3f}"
+
+
+def test_heads_are_measured_once(recording, monkeypatch):
+    """Another patch or head costs no second measurement of all of them."""
+    text = viewer.heads_table(recording, 1, 0, 1)
+    monkeypatch.setattr(recorder, "Camera", None)
+    assert viewer.heads_table(recording, 1, 0, 1) == text
+
+
+def test_some_heads_of_many(recording):
+    """They keep their numbers, and the page says that others are not there."""
+    calls = {place: recorder.of_prompt(call, [1]) for place, call in recording.calls.items()}
+    some = replace(recording, calls=calls, heads=[1], readings={})
+    assert some.view(1, 1, 2, (2, 0, 7)).numbers == recording.view(1, 1, 2, (2, 0, 7)).numbers
+    assert {cell["data-head"] for cell in Reader(viewer.heads_table(some, 1, 1, 2)).all("button")}
+    pytest.importorskip("gradio", reason="no gradio: pip install -e '.[test]'")
+    from dit_sparse.demos import look_tab
+
+    assert "1 of 2 heads are kept" in look_tab.summary(some)
+    assert "heads" not in look_tab.summary(recording)

@@ -29,11 +29,19 @@ def test_old_files_go_even_if_nobody_says_goodbye(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [fresh]
 
 
-def test_kept_files_stay(tmp_path):
-    files = Files(tmp_path, keep=True)
-    folders = {files.new("a") for _ in range(KEPT + 2)}
+def test_copies_stay(tmp_path):
+    """What is kept is a copy elsewhere: it outlives the visitor."""
+    files = Files(tmp_path / "page", keep=tmp_path / "mine")
+    folders = [files.new("a") for _ in range(KEPT + 2)]
+    for number, folder in enumerate(folders[-KEPT:]):
+        (folder / "a.mp4").write_text(str(number))
+        files.save(folder)
     files.drop("a")
-    assert set(tmp_path.iterdir()) == folders
+    assert not list((tmp_path / "page").iterdir())
+    kept = sorted(file.read_text() for file in (tmp_path / "mine").glob("*/a.mp4"))
+    assert kept == [str(number) for number in range(KEPT)]
+    Files(tmp_path / "page").save(tmp_path)
+    assert len(list((tmp_path / "mine").iterdir())) == KEPT
 
 
 def test_bars_are_as_long_as_their_values():
@@ -58,6 +66,8 @@ def test_a_line_goes_up_with_its_values():
     [
         (["--port", "0"], "--port 0 must be from 1 to 65535"),
         (["--auth", "me"], "--auth must be USER:PASSWORD"),
+        (["--limit", "0"], "--limit 0 must be above 0"),
+        (["--limit", "nan"], "--limit nan must be above 0"),
         (["--model", "none at all"], "no such folder"),
         (["--device", "tpu"], "--device tpu is not known"),
         (["--out", __file__], "is a file"),
@@ -68,6 +78,26 @@ def test_wrong_arguments(words, says):
     result = CliRunner().invoke(cli.app, ["demo", *words])
     assert result.exit_code == 2 and says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_the_command_asks_for(monkeypatch, tmp_path):
+    """Its options reach the page; the folder for copies is not the one that is given away."""
+    pytest.importorskip("gradio", reason="no gradio: pip install -e '.[test]'")
+    asked = []
+
+    def serve(settings, scratch, **options):
+        asked.append((settings, options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dit_sparse.demos.app.serve", serve)
+    kept = tmp_path / "kept"
+    words = ["--out", str(kept), "--limit", "30", "--auth", "me:a:b", "--device", "cpu"]
+    CliRunner().invoke(cli.app, ["demo", *words])
+    CliRunner().invoke(cli.app, ["demo"])
+    (settings, options), (plain, _) = asked
+    assert (settings.keep, settings.limit, options["auth"]) == (kept, 30, ("me", "a:b"))
+    assert kept not in (settings.out, *settings.out.parents)
+    assert plain.keep is None and 60 < plain.limit < 3600
 
 
 def test_without_gradio(monkeypatch):

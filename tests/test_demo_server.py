@@ -121,8 +121,7 @@ def test_a_generation_over_http(app):
 
 
 def test_it_listens_to_this_machine_alone(app):
-    assert app.page.server_name == "127.0.0.1" and not app.page.share
-    assert app.page.share_url is None
+    assert app.page.server_name == "127.0.0.1" and not (app.page.share or app.page.share_url)
 
 
 SECRET = "nobody may read this"
@@ -185,10 +184,8 @@ def test_the_queue_has_an_end(app):
         assert "Queue is full" in answers[full][1]
         for n in range(full):
             app.runner.stop(f"visitor-{n}")
-        events = [
-            e for q in app.page._queue.event_queue_per_concurrency_id.values() for e in q.queue
-        ]
-        for event in events:
+        queues = app.page._queue.event_queue_per_concurrency_id.values()
+        for event in [event for waiting in queues for event in waiting.queue]:
             body = {"session_hash": event.session_hash, "fn_index": event.fn._id,
                     "event_id": event._id}  # fmt: skip
             assert ask(app, "/gradio_api/cancel", body)[0] == 200
@@ -198,6 +195,18 @@ def test_only_work_for_the_device_waits(app):
     """A full queue stops nobody who looks at what is there."""
     waiting = {fn.api_name for fn in app.page.fns.values() if fn.queue and fn.fn is not None}
     assert waiting - {"leave"} == {"generate", "look", "measure"}
+
+
+def test_copies_are_kept_and_not_given_away(model, tmp_path):
+    """The folder of the page's owner gets the videos; nothing in it can be read by a visitor."""
+    (kept := tmp_path / "kept").mkdir()
+    (kept / "private.txt").write_text(SECRET)
+    with serve(Settings(tmp_path / "videos", (model,), "cpu", kept), tmp_path) as app:
+        assert join(app, "one")[0] == 200
+        assert list(messages(app, "one"))[-1]["success"]
+        assert len(list(kept.rglob("*.mp4"))) == 3
+        for file in kept.rglob("*.*"):
+            assert ask(app, f"/gradio_api/file={file}")[0] >= 400
 
 
 def test_large_uploads_are_refused(app):

@@ -1,5 +1,7 @@
 """The evaluation that comes with the built-in model: every setting of it can be generated."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from dit_sparse.commands.attention import choose
@@ -25,3 +27,12 @@ def test_a_setting_is_what_was_measured(row, tmp_path):
         assert as_tuples(choice.params[name]) == as_tuples(value) or name == "keep", name
     assert choice.params["keep"] == row.facts["keep"]
     assert choice.value.schedule.dense_steps == row.facts["schedule"]["dense_steps"]
+    # and the line for a program of one's own asks for the same
+    asks = []
+    line = evaluations.enabling(evaluations.setting(RESULT, row.label))
+    exec(
+        line,
+        {"dit_sparse": SimpleNamespace(enable=lambda *a, **k: asks.append((a, k)))},
+        {"pipe": 0},
+    )
+    assert asks == [((0, choice.name), request.params)]

@@ -4,26 +4,10 @@ import re
 
 import pytest
 
-from dit_sparse.demos import evaluations, form
-from tests.test_demo_compare import made
-from tests.tiny_wan import save
-from tests.visitor import visited
+from dit_sparse.demos import form
 
+pytest_plugins = "tests.demo_page"
 MAP = "frame by frame"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A model folder with an evaluation beside it."""
-    folder = save(tmp_path_factory.mktemp("model"))
-    made().write(folder / evaluations.FILE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(model, tmp_path_factory):
-    with visited(model, tmp_path_factory.mktemp("scratch")) as client:
-        yield client
 
 
 def look(client, folder, **changes):
@@ -36,9 +20,9 @@ def look(client, folder, **changes):
     return told[0], told[-4:], told[1:-4]
 
 
-def test_look_inside(client, model):
+def test_look_inside(client, tiny):
     """One generation; then another head, patch and map at once, from what is kept."""
-    status, (numbers, places, maps, heads), choices = look(client, model)
+    status, (numbers, places, maps, heads), choices = look(client, tiny)
     assert "Done" in status and "pisa" in numbers and 'data-patch="1,4,4"' in places
     assert [len(radio["choices"]) for radio in choices[:3]] == [2, 2, 2]
     assert [slider["maximum"] for slider in choices[3:]] == [2, 7, 7]
@@ -54,12 +38,12 @@ WRONG = [({"prompt": " "}, "prompt"), ({"frames": "7"}, "frames"),
 
 
 @pytest.mark.parametrize(("changes", "words"), WRONG, ids=str)
-def test_wrong_settings_are_told(client, model, changes, words):
+def test_wrong_settings_are_told(client, tiny, changes, words):
     """In the page, or by the field itself; the next visitor is served."""
     from gradio_client.exceptions import AppError
 
     try:
-        told = look(client, model, **changes)[0]
+        told = look(client, tiny, **changes)[0]
         assert 'role="alert"' in told
     except AppError as error:
         told = str(error)
@@ -68,24 +52,24 @@ def test_wrong_settings_are_told(client, model, changes, words):
 
 def test_compare(client):
     """The evaluation beside the model is shown; axes and filter change it."""
-    source, here = "shipped with the model", "measured here"
-    methods, told, plot, table = client.predict(source, "time of the video", "PSNR",
+    source, here = "shipped", "measured here"
+    methods, told, plot, table = client.predict(source, "time", "PSNR",
                                                 api_name="/compare_switch")  # fmt: skip
     assert methods["value"] == ["draft", "mixed", "pisa"] and "2 videos" in told
     assert plot.count("data-label") == table.count("data-label") == 5
     _, some, few = client.predict(source, "share of attention", "PSNR", ["pisa"],
                                   api_name="/compare_draw")  # fmt: skip
     assert some.count("data-label") == few.count("data-label") == 2
-    assert client.predict(here, "time of the video", "PSNR", api_name="/compare_switch")[3] == ""
+    assert client.predict(here, "time", "PSNR", api_name="/compare_switch")[3] == ""
 
 
 def test_measure_here(client):
     """What is measured now takes the place of what shipped."""
     status, source, methods, told, plot, table = client.predict(
-        ["pisa", "draft"], 0.5, 1, "time of the video", "PSNR", api_name="/measure"
+        ["pisa", "draft"], 0.5, 1, "time", "PSNR", api_name="/measure"
     )
     assert "Measured" in status and source == "measured here"
     assert methods["value"] == ["draft", "pisa"] and "1 video of 1 prompt" in told
     assert "pisa keep=0.5" in plot and "draft keep=0.5" in table
-    refused = client.predict([], 0.5, 1, "time of the video", "PSNR", api_name="/measure")[0]
+    refused = client.predict([], 0.5, 1, "time", "PSNR", api_name="/measure")[0]
     assert 'role="alert"' in refused and "0 methods" in refused

@@ -8,7 +8,7 @@ from torch import nn
 from dit_sparse.errors import ArgumentError
 from dit_sparse.metrics import flicker, warped_error
 from dit_sparse.quality import lpips
-from dit_sparse.quality.intervals import difference, mean, quantile
+from dit_sparse.quality.intervals import difference, mean, quantile, wilson
 
 
 def texture(frames, shift, size=48, seed=0):
@@ -134,3 +134,14 @@ def test_intervals_cover():
     hits = sum(not mean({(str(i), 0): x for i, x in enumerate(row)}).sure for row in draws)
     # four standard deviations of a binomial share
     assert abs(hits / trials - 0.95) < 4 * (0.95 * 0.05 / trials) ** 0.5
+
+
+@pytest.mark.parametrize("n", [1, 8, 40])
+def test_score_intervals(n):
+    """Their ends are the shares that lie 1.96 of their own standard deviations away."""
+    for right in range(n + 1):
+        low, high = wilson(right / n, n)
+        assert 0 <= low <= right / n <= high <= 1 and high - low > 0.01
+        for end in {low, high} - {0.0, 1.0}:
+            away = abs(end - right / n) / (end * (1 - end) / n) ** 0.5
+            assert away == pytest.approx(1.959964, rel=1e-6)

@@ -1,6 +1,8 @@
 """Every implementation of every kernel against the float64 oracle, with derived tolerances."""
 
 import os
+import re
+from math import inf, nan
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from dit_sparse.kernels.attention import Columns, Cut, block_sparse_attention, implementation
-from tests.kernel_cases import IMPLS, case, compare, offsets, ordered
+from tests.kernel_cases import DEVICE, IMPLS, case, compare, offsets, ordered
 
 RAGGED = Cut(40, offsets([7, 0, 40, 1, 20, 4], 2))
 EMPTY_Q = Cut(40, offsets([0, 40, 9, 23]))
@@ -87,31 +89,101 @@ def test_op(name):
     torch.library.opcheck(torch.ops.dit_sparse.block_sparse_attention.default, args)
 
 
-BAD = {
-    "kv_count": lambda a: a | {"kv_count": a["kv_count"].long()},
-    "kv_index": lambda a: a | {"kv_index": a["kv_index"][:, :1]},
-    "k must": lambda a: a | {"k": a["k"][..., :8]},
-    "v must": lambda a: a | {"v": a["v"].half()},
-    "q must": lambda a: a | {"q": a["q"][0]},
-    "q_blocks": lambda a: a | {"q_blocks": 0},
-    "kv_blocks.offsets": lambda a: a | {"kv_blocks": Cut(9, torch.zeros(3, dtype=torch.int32))},
-    "columns.v": lambda a: a | {"columns": Columns(a["k"], a["v"][:, :, :3])},
-    "columns.mask": lambda a: a | {"columns": Columns(a["k"], a["v"], None, a["q"])},
-    "tail": lambda a: a | {"tail": a["k"]},
-    "q_order": lambda a: a | {"q_order": torch.arange(71).expand(1, 1, -1)},
-    "scale": lambda a: a | {"scale": -1.0},
-    "impl": lambda a: a | {"impl": "cuda"},
-}
+SCALES = (-1.0, 0, nan, inf, True, "1", torch.ones(()))
+BAD = [
+    ("kv_count", lambda a: {"kv_count": a["kv_count"].long()}),
+    ("kv_index", lambda a: {"kv_index": a["kv_index"][:, :1]}),
+    ("kv_index", lambda a: {"kv_index": a["kv_index"].tolist()}),
+    ("k must", lambda a: {"k": a["k"][..., :8]}),
+    ("k must", lambda a: {"k": a["k"].tolist()}),
+    ("v must", lambda a: {"v": a["v"].half()}),
+    ("q must", lambda a: {"q": a["q"][0]}),
+    ("q must", lambda a: {"q": None}),
+    ("q_blocks", lambda a: {"q_blocks": 0}),
+    ("q_blocks", lambda a: {"q_blocks": 32.0}),
+    ("q_blocks.offsets", lambda a: {"q_blocks": Cut(72, [0, 72])}),
+    ("kv_blocks", lambda a: {"kv_blocks": True}),
+    ("kv_blocks.offsets", lambda a: {"kv_blocks": Cut(9, torch.zeros(3, dtype=torch.int32))}),
+    ("columns must", lambda a: {"columns": (a["k"], a["v"])}),
+    ("columns.v", lambda a: {"columns": Columns(a["k"], a["v"][:, :, :3])}),
+    ("columns.mask", lambda a: {"columns": Columns(a["k"], a["v"], None, a["q"])}),
+    ("columns.index", lambda a: {"columns": listed(a, index=[0])}),
+    ("columns.group", lambda a: {"columns": listed(a, group=1.5)}),
+    ("columns.group", lambda a: {"columns": listed(a, group=True)}),
+    ("tail", lambda a: {"tail": a["k"]}),
+    ("tail", lambda a: {"columns": listed(a), "tail": torch.ones(2, 2, 64, 64).int()}),
+    ("q_order", lambda a: {"q_order": torch.arange(71).expand(1, 1, -1)}),
+    *(
+        ("scale", lambda a, x=x: {"scale": x})
+        for x in (-1.0, 0, nan, inf, True, "1", torch.ones(()))
+    ),
+    ("causal", lambda a: {"causal": None}),
+    ("every tensor", lambda a: {"kv_count": a["kv_count"].to("meta")}),
+    ("quant", lambda a: {"quant": True}),
+    ("impl", lambda a: {"impl": "cuda"}),
+]
 
 
-@pytest.mark.parametrize("word", BAD)
-def test_bad_arguments(word):
+def listed(a, **other):
+    """Return columns whose lists are those of the keys, with some fields changed."""
+    fields = {"count": a["kv_count"], "index": a["kv_index"], "group": 1, **other}
+    return Columns(a["k"], a["v"], **fields)
+
+
+@pytest.mark.parametrize(("word", "change"), BAD)
+def test_bad_arguments(word, change):
     """A broken argument gives one line that names it."""
     (q, k, v), (count, index), options = case()
     call = {"q": q, "k": k, "v": v, "kv_count": count, "kv_index": index, **options}
     with pytest.raises(ValueError, match=word) as error:
-        block_sparse_attention(**BAD[word](call))
-    assert "\n" not in str(error.value) and str(error.value).startswith(word.split()[0])
+        block_sparse_attention(**{**call, **change(call)})
+    said = str(error.value)
+    assert "\n" not in said and said.startswith(word.split()[0]) and len(said) < 200
+
+
+def at(x, place, value):
+    """Return a copy with another value at one place."""
+    x = x.clone()
+    x[place] = value
+    return x
+
+
+ENDS = torch.tensor([[[0, 30, 60, 72]]], dtype=torch.int32)
+# what tensors hold is read on a CPU alone: on a GPU it would have to be waited for
+BESIDE = {
+    "kv_count must be lengths from 0 to 3, got -1": lambda a: at(a["kv_count"], (0, 0, 0), -1),
+    "kv_count must be lengths from 0 to 3, got 0 to 4": lambda a: at(a["kv_count"], (0, 0, 0), 4),
+    "kv_index must be ids from 0 to 2, got -1": lambda a: at(a["kv_index"], (-1, -1, -1, 0), -1),
+    "kv_index must be ids from 0 to 2, got 0 to 3": lambda a: at(a["kv_index"], (1, 1, 2, 0), 3),
+    "q_blocks.offsets must be positions": lambda a: Cut(72, at(ENDS, (0, 0, 3), 73)),
+    "q_blocks.offsets must be steps from 0 to 29": lambda a: Cut(29, ENDS),
+    "q_blocks.offsets must be steps": lambda a: Cut(72, at(ENDS, (0, 0, 1), 61)),
+    "q_order must be places": lambda a: torch.arange(1, 73).expand(1, 1, -1),
+    "q_order must be each": lambda a: (torch.arange(72) // 2).expand(1, 1, -1),
+}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is not waited for")
+@pytest.mark.parametrize("words", BESIDE)
+def test_values_beside_their_axis(words):
+    """An id, a length, a cut or an order that points nowhere gives one line, not a wrong result."""
+    (q, k, v), (count, index), options = case(keep=0.9)
+    call = {"q": q, "k": k, "v": v, "kv_count": count, "kv_index": index, **options}
+    name = words.split()[0].removesuffix(".offsets")
+    call[name] = BESIDE[words](call)
+    with pytest.raises(ValueError, match="^" + re.escape(words)) as error:
+        block_sparse_attention(**call)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_past_a_count_are_nobodys():
+    (q, k, v), (count, index), options = case(keep=0.3)
+    past = torch.arange(index.shape[-1], device=DEVICE) >= count[..., None]
+    assert past.any()
+    for value in (-1, 1 << 20):
+        out, lse = block_sparse_attention(q, k, v, count, index.masked_fill(past, value), **options)
+        want = block_sparse_attention(q, k, v, count, index, **options)
+        assert torch.equal(out, want[0]) and torch.equal(lse, want[1])
 
 
 def test_auto():

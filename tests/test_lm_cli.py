@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from dit_sparse.quality import needle
 from dit_sparse.quality.needle_cases import SWEEP, sweep
 from dit_sparse.registry import methods
 from tests.test_cli import check, run
@@ -96,63 +95,6 @@ def test_lm_refuses_in_one_line(args, words, places):
     check(run("lm", *(str(a).format(**places) for a in args)), 2, words)
 
 
-def test_evaluation(tmp_path, monkeypatch):
-    """Files, their agreement, a second run that computes nothing, more cases, and --show."""
-    args = (*EVAL, "--out", tmp_path, "--case", "xattention tau=.5", "--case", "block_topk pages=4")
-    first = run(*args, "--json")
-    assert first.exit_code == 0, first.output
-    told = json.loads(first.stdout)
-    assert told == json.loads((tmp_path / "eval.json").read_text())
-    dense, sparse, late = told["rows"]
-    assert [r["label"] for r in told["rows"]] == [
-        "dense",
-        "xattention tau=0.5",
-        "block_topk pages=4",
-    ]
-    assert dense["cells"][0]["right"] == {"recall": 1.0, "passkey": 1.0, "roads": 1.0}
-    assert 0 < sparse["cells"][0]["density"] < 1 and late["cells"][0]["density"] < 0.3
-    assert sparse["phase"] == "prefill" and late["phase"] == "decode"
-    text = (tmp_path / "eval.md").read_text()
-    assert "### 512 tokens" in text and all(f"| {r['label']} |" in text for r in told["rows"])
-    monkeypatch.setattr(needle, "tail_logits", None)
-    assert run(*args, "--markdown").stdout == text
-    assert (
-        run("eval", "--task", "needle", "--show", tmp_path / "eval.json", "--markdown").stdout
-        == text
-    )
-
-
-def test_one_case_that_fails_costs_no_other(tmp_path, monkeypatch):
-    true = needle.tail_logits
-
-    def failing(model, tokens, tail, decoding):
-        if decoding:
-            raise RuntimeError("out of memory")
-        return true(model, tokens, tail, decoding)
-
-    monkeypatch.setattr(needle, "tail_logits", failing)
-    found = run(*EVAL, "--out", tmp_path, "--case", "block_topk pages=4", "--case", "moba topk=2",
-                "--markdown")  # fmt: skip
-    assert found.exit_code == 0, found.output
-    assert "block_topk pages=4: not measured: out of memory" in found.stdout
-    assert "| moba topk=2 | 0." in found.stdout
-
-
-def test_stopped_in_the_middle(tmp_path, monkeypatch):
-    true, calls = needle.tail_logits, iter(range(9))
-
-    def interrupted(*args):
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return true(*args)
-
-    monkeypatch.setattr(needle, "tail_logits", interrupted)
-    stopped = run(*EVAL, "--out", tmp_path, "--method", "moba")
-    assert stopped.exit_code == 130 and "run again" in stopped.stderr, stopped.output
-    rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
-    assert [len(row["cells"]) for row in rows] == [1, 1, 0, 0]
-
-
 def test_every_text_method_has_settings(tmp_path):
     """One that brings a phase and no settings here would be left out without a word."""
     import dit_sparse
@@ -167,6 +109,8 @@ def test_every_text_method_has_settings(tmp_path):
 
 WRONG = [
     (["--task", "riddle"], ["riddle", "needle"]),
+    (["--task", "needle", "--model", "shapes"], ["--model shapes", "videos", "needle"]),
+    (["--task", "needle", "--compile"], ["--compile", "videos"]),
     (["--task", "needle", "--frames", 5], ["--frames", "videos"]),
     (["--task", "needle", "--keep", ".5"], ["--keep", "videos"]),
     (["--task", "needle", "--dense-steps", 1], ["--dense-steps", "videos"]),

@@ -9,7 +9,7 @@ from dit_sparse.testing import PROPERTIES, check_property
 # of language models: sizes that leave something out of a few hundred tokens
 SMALL = {
     "anchor": {"block": 16, "step": 2, "theta": 1.0},
-    "blasst": {"block": (16, 8), "factor": 60.0},
+    "blasst": {"block": (16, 16), "factor": 60.0},
     "hylra": {"tokens": 32, "block": 16},
     "minference": {"columns": 30, "slashes": 50, "sink": 3, "local": 8, "block": 16},
     "moba": {"topk": 3, "block": 16},

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,27 @@ def test_training_computes_what_transformers_computes(model):
         theirs = model(tokens, use_cache=False).logits
         ours = training("model").logits(dict(model.named_parameters()), model.config, tokens)
     assert (ours - theirs).abs().max() < 300 * 2**-23 * theirs.abs().max()
+
+
+def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """With the average of the weights; on a trained model it says how good that is, and ends."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    train = training("train")
+    monkeypatch.setattr(train, "LADDER", ((256, (8, 1), (6, 1, 1)),))
+    options = Namespace(
+        device="cpu", minutes=9.0, lr=2e-3, optimizer="adamw", scale=0.01, eager=True, stages=1,
+        work=tmp_path, export=None,
+    )  # fmt: skip
+    first, again = train.Trainer(options), train.Trainer(options)
+    for _ in range(3):
+        first.update(0)
+    first.save(1)
+    assert again.run() == pytest.approx(first.look(0)["all"])
+    assert again.average.steps == 3
+    for name, value in first.average.state().items():
+        assert torch.equal(value, again.average.state()[name])
+    pairs = zip(again.average.source, again.average.values, strict=True)
+    assert any((weight != mean).any() for weight, mean in pairs)
 
 
 def test_the_gate_is_trained_as_the_method_computes_it(model, monkeypatch):

@@ -1,5 +1,6 @@
 """The notebook of demos/, run as a reader would: every cell, in order."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,10 @@ def test_ten_cells_without_old_output(book):
     assert not any(cell.outputs or cell.execution_count for cell in code(book))
 
 
-def test_every_cell_runs(book, tmp_path, monkeypatch):
-    """And says what its heading promises; nothing is written beside the notebook."""
+def test_every_cell_runs(book, tmp_path, tmp_path_factory, monkeypatch):
+    """And says what its heading promises; nothing is left behind, beside it or elsewhere."""
     monkeypatch.setenv("PYTHONPATH", str(BOOK.parent.parent))
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("scratch")))
     before = sorted(BOOK.parent.iterdir())
     nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     told = ["".join(out.get("text", "") for out in cell.outputs) for cell in code(book)]
@@ -37,3 +39,4 @@ def test_every_cell_runs(book, tmp_path, monkeypatch):
     assert "image/gif" in kinds[3] and "image/png" in kinds[5]
     assert told[7].count("PSNR") == 4 and "mine.toml" in told[8] and "PSNR" in told[9]
     assert sorted(BOOK.parent.iterdir()) == before and not list(tmp_path.iterdir())
+    assert not list(Path(os.environ["TMPDIR"]).glob("**/both.gif"))

@@ -1,17 +1,19 @@
 """What the stages check and count alike: counts, shares, places that spread evenly."""
 
 from itertools import pairwise
-from math import nan
+from math import inf, nan
 
 import pytest
 import torch
 
+import dit_sparse
+from dit_sparse import Grid
 from dit_sparse.constants import constant, golden
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import check_count, check_share, quota
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, nan, float("inf"), True, "much", None])
+@pytest.mark.parametrize("value", [-0.1, 1.5, nan, inf, True, "much", None])
 def test_a_share_is_a_number_up_to_one(value):
     for zero in ("", "all"):
         with pytest.raises(ArgumentError) as caught:
@@ -57,3 +59,33 @@ def test_a_constant_is_made_once():
         made = [constant((1.0, 0.0), dtype, "cpu") for dtype in (torch.bool, torch.float64)]
     assert [x.tolist() for x in made] == [[True, False], [1.0, 0.0]]
     assert constant((1, 0), torch.bool, "cpu") is made[0] and not made[0].is_inference()
+
+
+WRONG = [
+    *({"scale": x} for x in (0, -1.0, nan, inf, True, "1")),
+    {"q": [1.0]},
+    {"q": torch.ones(2, 8, 4)},
+    {"k": torch.ones(1, 2, 9, 4)},
+    {"k": torch.ones(1, 2, 8, 4).double()},
+    {"k": torch.ones(1, 2, 8, 4, device="meta")},
+    {"k": torch.ones(1, 3, 8, 4), "v": torch.ones(1, 3, 8, 4)},
+    {"q": torch.ones(1, 2, 0, 4)},
+    {"grid": (1, 2, 4)},
+    {"grid": Grid(1, 2, 3)},
+    {"causal": "yes"},
+    {"causal": True},
+    {"method": 5},
+    {"method": dit_sparse.get("draft"), "keep": 0.5},
+    {"impl": "cuda"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: "-".join(wrong))
+def test_a_wrong_argument_is_named(wrong):
+    """One line that begins with the argument, or with what several of them are."""
+    x = dict.fromkeys(("q", "k", "v"), torch.ones(1, 2, 8, 4))
+    call = {**x, "method": "draft", "grid": Grid(1, 2, 4), **wrong}
+    with pytest.raises(ArgumentError) as caught:
+        dit_sparse.attention(**call)
+    said = str(caught.value)
+    assert "\n" not in said and any(name in said.split(";")[0] for name in wrong)

@@ -1,6 +1,7 @@
 """The command line and the Python lines that a page shows make the same file again."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from dit_sparse.commands import generate, job, recipe
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen
 from dit_sparse.media import write
+from dit_sparse.profile import Profile
 from tests.tiny_wan import save
 
 PROMPT = "a red circle moves right"
@@ -50,14 +52,19 @@ def test_every_option_can_be_in_the_line():
     )
 
 
-@pytest.mark.parametrize("method", ["pisa", "svg2"])
-def test_both_make_the_same_file(method, model, tmp_path, monkeypatch):
+CHOICES = [{"method": "pisa", "keep": 0.4}, {"method": "svg2", "keep": 0.4},
+           {"profile": "shapes--pisa", "keep": 0.4}, {"profile": "mine.toml"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_both_make_the_same_file(choice, model, tmp_path, monkeypatch):
     """The bytes of the line's file and of the lines' file are those of a run in this process."""
     from dit_sparse.commands.results import single
 
     monkeypatch.chdir(tmp_path)
     files = [tmp_path / f"{name}.mp4" for name in ("here", "line", "lines")]
-    request = Request(PROMPT, model, method=method, keep=0.4, steps=2, seed=5, out=files[0])
+    Path("mine.toml").write_text(Profile("tiny", "draft", {"keep": 0.3}).to_toml())
+    request = Request(PROMPT, model, **choice, steps=2, seed=5, out=files[0])
     made = job.prepare(request, Screen(quiet=True))
     script = recipe.python(made, files[2])
     single(made)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dit_sparse.integrations.clock import Clock
-from dit_sparse.reporting import Cell, Progress, Report
+from dit_sparse.reporting import Cell, Event, Guarded, Progress, Report
 
 
 def report(layers, steps, first):
@@ -101,3 +101,14 @@ def test_clock_with_pipeline():
                     (clock.tick("0", name, pipe, None), clock.generation, clock.step, clock.steps)
                 )
     assert seen == [(b, g, s, n) for g, n in ((1, 3), (2, 2)) for s in (0, 1) for b in (0, 1)]
+
+
+def test_layers_of_one_step_share_a_note():
+    seen = [("a", 0, 3, 0.1), ("a", 2, 3, 0.25), ("b", 2, 3, 0.3), ("a", 1, 4, 0.2)]
+    events = tuple(Event(*event, 0.05) for event in seen)
+    assert Guarded(0.05, 9, 0.3, events).notes() == [
+        "guard: layers 0, 2 of a are dense after step 3: error up to 0.25, bound 0.05",
+        "guard: layer 2 of b is dense after step 3: error 0.3, bound 0.05",
+        "guard: layer 1 of a is dense after step 4: error 0.2, bound 0.05",
+    ]
+    assert Guarded(0.05, 9, 0.01).notes() == []

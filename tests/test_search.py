@@ -157,6 +157,7 @@ def start(model, tmp_path, once):
             return SimpleNamespace(frames=frames, denoising=0.1)
 
         store = Store(tmp_path / "s.jsonl")
+        options = {"hold": False, **options}
         search = Search(model, candidates(TEXTS), VIDEOS, sample, store, {}, {}, (0.5,), **options)
         search.made = made
         return search
@@ -192,6 +193,24 @@ def test_search_goes_on_where_it_was(start, model):
     assert seconds[0] <= seconds[1] <= whole.problem.seconds(whole.problem.dense())
     with pytest.raises(ArgumentError, match="not enabled"):
         dit_sparse.integrations.diffusers.progress(model)
+
+
+def test_first_part_is_held(start):
+    """Dense in every table, asked for nothing, and counted as it is."""
+    held = start(hold=True)
+    held.for_error(10.0)
+    parts, *shape = held.problem.errors.shape[:3]
+    assert parts == 1
+    choice = torch.ones(parts, *shape, dtype=torch.int64)
+    params = held.params(choice)
+    assert [set("".join(part)) for part in params["table"]] == [{"D"}, {"d"}]
+    assert torch.equal(held.choice(params), choice)
+    assert held.measured(params)["psnr"] > 10
+    assert held.progress.done == held.progress.total
+    # what is on file serves the search of all parts, too
+    whole = start()
+    whole.for_error(10.0)
+    assert len(whole.made) < len(held.made)
 
 
 def test_candidates():

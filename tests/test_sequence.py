@@ -51,7 +51,9 @@ def test_other_calls_have_a_reason(of, queries, keys, masked):
 def test_open_ends():
     assert Sequence(1, 2, 3, 1, REST).of(10) == Sequence(1, 2, 3, 1, 3)
     assert Sequence(1, 2, 3, REST, 1).of(10) == Sequence(1, 2, 3, 3, 1, packed=True)
-    assert Sequence(1, 2, 3, 4).of(6, alone=True) == Sequence(1, 2, 3)
+    assert Sequence(1, 2, 3, 4).of(6, ["box"]) == Sequence(1, 2, 3)
+    assert Sequence(1, 2, 3, 4).of(12, ["two boxes"]) == Sequence(2, 2, 3)
+    assert Sequence(1, 2, 3, 4).of(6, ["two boxes"]) == Sequence(1, 2, 3, 4)
     assert Sequence(1, 2, 3, 4).of(6).why_not(6, 6)
 
 

@@ -17,7 +17,7 @@ SHAPES = (("A 4 8", "V 4 50", "A 2 20", "B 2"),) * 4
 # sizes that leave something out of 90 tokens
 SMALL = {
     "anchor": {"block": 8, "step": 2, "theta": 0.0},
-    "blasst": {"block": (8, 8), "factor": 89.0, "decode_factor": 89.0},
+    "blasst": {"block": (16, 16), "factor": 240.0, "decode_factor": 240.0},
     "block_topk": {"page": 8, "pages": 2},
     "delta": {"deltas": (0,), "first": 0, "pages": 3, "recent": 1, "page": 8},
     "hylra": {"tokens": 16, "block": 8, "policy": "FR"},
@@ -79,8 +79,10 @@ def test_triton_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", PREFILL)
-def test_a_prefill_is_sparse_and_padding_changes_nothing(name, ids):
+def test_a_prefill_is_sparse_and_padding_changes_nothing(name):
     """In one piece and in chunks, where the queries' positions begin behind the first keys."""
+    # so many rows agree to skip a block only where many others came before it
+    ids = torch.randint(2, 61, (2, 240 if name == "blasst" else 90))
     model, mask = build(), left(ids)
     with torch.no_grad():
         dense = model(ids).logits
@@ -97,6 +99,21 @@ def test_a_prefill_is_sparse_and_padding_changes_nothing(name, ids):
         generate(model, ids, mask)
         reasons = set(text.report(model).reasons)
         assert reasons == (set() if name in DECODE else {DECODING})
+
+
+@pytest.mark.parametrize("name", ["blasst"])
+def test_what_a_kernel_leaves_out_on_its_way_is_reported(name):
+    """The same logits and density as where the choice stands before the kernel."""
+    ids, found = torch.randint(2, 61, (2, 240)), []
+    for impl in ("reference", "torch"):
+        model = text.enable(build(), name, impl=impl, **SMALL[name])
+        with torch.no_grad():
+            found.append((model(ids, attention_mask=left(ids)).logits, text.report(model)))
+    (before, plans), (inside, counts) = found
+    real = left(ids).bool()
+    assert (before[real] - inside[real]).abs().max() < BAND
+    assert counts.density == pytest.approx(plans.density, abs=1e-5) and counts.density < 0.97
+    assert "on its way" in counts.implementations["torch"]
 
 
 @pytest.mark.parametrize("name", DECODE)

@@ -14,6 +14,7 @@ from tests.tiny_text import (
     TOKENS,
     build,
     chunked,
+    everywhere,
     generate,
     left,
     sparse,
@@ -60,6 +61,34 @@ def test_the_dense_limit_is_the_dense_model(family, ids):
     assert (found.sparse_calls > 0) == (family not in ("Mistral sliding", "Gemma2", "GptOss"))
     text.disable(model)
     assert torch.equal(model(ids).logits, dense["plain"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dense_limit_of_decoding(family, ids):
+    """Greedy, with beams, with drafted tokens that are taken back, and packed."""
+    model, pad = build(family), left(ids)
+    places = torch.cat((torch.arange(40), torch.arange(TOKENS - 40)))[None].expand(2, -1)
+
+    def called():
+        yield generate(model, ids, pad, max_new_tokens=5)
+        yield generate(model, ids, pad, max_new_tokens=5, cache_implementation="static")
+        yield generate(model, ids, pad, max_new_tokens=4, num_beams=3)
+        more = {"max_new_tokens": 6, "prompt_lookup_num_tokens": 3}
+        yield generate(model, ids[:1], torch.ones_like(ids[:1]), **more)
+        yield model(ids, position_ids=places, use_cache=False).logits
+
+    dense = list(called())
+    text.enable(model, everywhere())
+    found = []
+    for out, want in zip(called(), dense, strict=True):
+        assert (out - want).abs().max() < BAND
+        found.append(text.report(model))
+    # what is packed is told by its mask, in layers that have no other reason
+    full = family not in ("Mistral sliding", "Gemma2", "GptOss")
+    packed = {"a mask that is not causal with padding"} if full else set()
+    assert set(found[-1].reasons) == FAMILIES[family][1] | packed
+    for one in found[:-1]:
+        assert (one.sparse_calls > 0) == full and set(one.reasons) == FAMILIES[family][1]
 
 
 def test_sparse_is_sparse(ids):

@@ -67,6 +67,17 @@ def test_a_compiled_model_is_one_graph(method, padded, ids):
     assert text.report(compiled).sparse_calls == 2
 
 
+@pytest.mark.parametrize("family", ["Gemma3", "GptOss"])
+def test_layers_that_stay_dense_do_so_when_compiled(family, ids):
+    model, mask = build(family), left(ids)
+    dense = model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
+    text.enable(model, whole())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    out = compiled(ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
+    assert (out - dense).abs().max() < BAND
+    assert text.report(compiled).sparse_calls == (1 if family == "Gemma3" else 0)
+
+
 def test_a_compiled_decoding_step_is_plain_attention(ids):
     """And equals the dense model's, with a static cache."""
     model, nodes = build(), []

@@ -162,6 +162,8 @@ def test_backend_of_the_user(pipe):
         assert report.notes == () and report.sparse_calls == 2 * LAYERS * (STEPS - 1)
         dit_sparse.disable(pipe)
     assert pipe.transformer.blocks[0].attn1.processor._attention_backend == "_native_math"
+    # the last choice is that of the whole process
+    pipe.transformer.set_attention_backend("native")
     pipe.transformer.reset_attention_backend()
 
 

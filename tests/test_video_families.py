@@ -2,6 +2,7 @@
 
 import inspect
 from collections import Counter
+from unittest import mock
 
 import diffusers
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import dit_sparse
 from dit_sparse.integrations.adapters import families, refused
+from dit_sparse.integrations.session import Session
 from tests.probe import DRAFT, LOG, STEPS, probe, quiet
 from tests.tiny import hunyuan_video15, kandinsky, ltx, mochi, skyreels_v2
 from tests.tiny.case import Case
@@ -34,12 +36,16 @@ def test_key_mask_is_as_good_as_one_of_pairs(case):
     """The video is that of the mask of pairs, to the rounding of another memory order."""
     model = case.build()
     base = case.run(model)
-    before = [block.attn.processor for block in model.transformer_blocks]
+    before = [type(block.attn.processor) for block in model.transformer_blocks]
     dit_sparse.enable(model, "dense")
-    for a, b in zip(case.run(model), base, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
+    with mock.patch.object(Session, "attend", autospec=True, side_effect=Session.attend) as seen:
+        for a, b in zip(case.run(model), base, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
+    # what it replaces holds a number for every pair of tokens
+    masks = [call.args[7].shape for call in seen.call_args_list]
+    assert len(masks) == case.layers and {tuple(mask[:-1]) for mask in masks} == {(2, 1, 1)}
     dit_sparse.disable(model)
-    assert [block.attn.processor for block in model.transformer_blocks] == before
+    assert [type(block.attn.processor) for block in model.transformer_blocks] == before
 
 
 def masked(texts):

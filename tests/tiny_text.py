@@ -43,6 +43,11 @@ def whole() -> Method:
     return replace(dit_sparse.get("sla", block=(32, 16)), select=TopK(1.0))
 
 
+def everywhere() -> Method:
+    """Return such a method for the prefill and for decoding."""
+    return replace(dit_sparse.get("blasst", block=(32, 16)), select=TopK(1.0))
+
+
 def sparse() -> Method:
     return dit_sparse.get("sla", block=(32, 16), keep=0.3)
 

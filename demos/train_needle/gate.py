@@ -20,11 +20,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import AttentionInterface, LlamaForCausalLM  # noqa: E402
-from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
 from dit_sparse.core import QKV  # noqa: E402
 from dit_sparse.haystack import TASKS, Counts, texts  # noqa: E402
+from dit_sparse.integrations import transformers as host  # noqa: E402
 from dit_sparse.kernels.pool import pool_blocks  # noqa: E402
 from dit_sparse.score.seer import block_max_map, extremes, rotate  # noqa: E402
 
@@ -42,29 +42,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=8192, help="tokens of a text")
     parser.add_argument("--steps", type=int, default=400)
     return parser.parse_args()
-
-
-class Watched:
-    """A model whose attention shows its queries and keys [B, H, S, D], after their rotation."""
-
-    def __init__(self, folder: Path, device: str) -> None:
-        AttentionInterface.register("watched", self._attend)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-        self.model.set_attn_implementation("watched")
-        self.seen: dict[int, QKV] = {}
-
-    @torch.no_grad()
-    def look(self, tokens: Tensor) -> dict[int, QKV]:
-        """Return what every layer attends with."""
-        self.model.model(tokens, use_cache=False)
-        return self.seen
-
-    def _attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any
-    ) -> Any:
-        self.seen[module.layer_idx] = QKV(query, key, value)
-        return sdpa_attention_forward(module, query, key, value, None, **rest)
 
 
 def start(config: Any, device: str) -> list[dict[str, Tensor]]:
@@ -124,8 +101,9 @@ def divergence(seen: tuple[Tensor, Tensor, Tensor], weights: dict[str, Tensor]) 
 def main() -> None:
     options = arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    watched = Watched(options.model, device)
-    gates = start(watched.model.config, device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = LlamaForCausalLM.from_pretrained(options.model, dtype=dtype).to(device).eval()
+    gates = start(model.config, device)
     optimiser = torch.optim.Adam([w for g in gates for w in g.values() if w.requires_grad], lr=RATE)
     generator = torch.Generator(device).manual_seed(3)
     share = options.length / 16384
@@ -133,8 +111,8 @@ def main() -> None:
     counts = Counts(max(8, int(128 * share)), max(2, int(12 * share)), asked)
     seen: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in gates]
     for _ in range(options.texts):
-        found = watched.look(texts(1, options.length, counts, generator).tokens)
-        for n, x in found.items():
+        tokens = texts(1, options.length, counts, generator).tokens
+        for n, x in host.tensors(model, tokens).items():
             seen[n].append(shown(x, gates[n]["inv_freq"]))
     say(f"{options.texts} texts of {options.length:,} tokens seen")
     for step in range(options.steps):

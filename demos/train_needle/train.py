@@ -100,7 +100,10 @@ class Trainer:
 
     def run(self) -> float:
         """Climb the ladder; return the share of right answers on its last rung."""
-        first, right = self.resume(), 0.0
+        first = self.resume()
+        if first >= self.options.stages:
+            return self.look(self.options.stages - 1)["all"]
+        right = 0.0
         for number in range(first, self.options.stages):
             left = self.end - time.monotonic()
             share = SHARES[number] / sum(SHARES[number : self.options.stages])
@@ -117,7 +120,7 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         for optimiser, values in zip(self.optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(values)
-        self.average = Average(self.model, 0.98)
+        self.average.load(saved["average"], saved["steps"])
         self.record = json.loads(saved["record"])
         calls = len(self.record["stages"])
         self.generator.manual_seed(1 + calls)
@@ -241,6 +244,8 @@ class Trainer:
             {
                 "model": self.model.state_dict(),
                 "optimisers": [o.state_dict() for o in self.optimisers],
+                "average": self.average.state(),
+                "steps": self.average.steps,
                 "record": json.dumps(self.record),
                 "stage": stage,
             },

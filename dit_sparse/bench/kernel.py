@@ -42,21 +42,26 @@ def by_shape(
     dtype: torch.dtype,
     rows: Callable[[Any, QKV], Iterable[Row]],
     dense: Callable[[Shape, QKV, Timer], Iterable[Row]] | None = None,
+    make: Callable[[Any], QKV | str] | None = None,
 ) -> Iterator[Row]:
     """Yield the dense rows of each new shape, then the rows of its cases on the same tensors.
 
-    dense: makes the former, `dense_rows` unless given.
+    dense: makes the former, `dense_rows` unless given. make: draws a case's tensors or says why it
+    cannot, `draw` where there is room unless given.
     """
-    shape, x, why = None, None, ""
+    shape, x = None, ""
     for case in cases:
         if case.shape != shape:
-            shape, x = case.shape, None
-            why = no_room(shape, timer.device, dtype, case.pairs)
-            if not why:
-                x = draw(shape, timer.device, dtype)
+            shape = case.shape
+            if make is not None:
+                x = make(case)
+            else:
+                why = no_room(shape, timer.device, dtype, case.pairs)
+                x = why or draw(shape, timer.device, dtype)
+            if not isinstance(x, str):
                 yield from (dense or dense_rows)(shape, x, timer)
-        if x is None:
-            yield replace(case.row, why=why)
+        if isinstance(x, str):
+            yield replace(case.row, why=x)
         else:
             yield from rows(case, x)
 

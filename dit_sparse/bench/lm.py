@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.bench.check import error_share, refuse, sample
-from dit_sparse.bench.kernel import timed
+from dit_sparse.bench.kernel import by_shape, timed
 from dit_sparse.bench.lm_dense import dense, flex_blocks
 from dit_sparse.bench.machine import Timer, free_bytes, gib
 from dit_sparse.bench.results import Row, Shape
@@ -63,22 +63,20 @@ def run(
 
     others: False leaves FlexAttention out, which compiles for every shape.
     """
-    clock, shape, x = replace(timer, replay=True), None, None
-    for case in cases:
-        why = ""
-        if case.shape != shape:
-            shape, x = case.shape, None
-            need, free = _need(shape, dtype), free_bytes(timer.device)
-            why = f"needs about {gib(need)}, {gib(free)} are free" if need > free else ""
-            if not why:
-                x = draw(shape, timer.device, dtype)
-                yield from _dense_rows(shape, x, clock, others)
-        if x is None:
-            yield replace(case.row, why=why)
-        elif case.shape.phase == "decode":
-            yield from _decode_rows(case, x, clock, impl)
-        else:
-            yield from _prefill_rows(case, x, clock, impl, others)
+    clock = replace(timer, replay=True)
+
+    def rows(case: Case, x: QKV) -> Iterator[Row]:
+        if case.shape.phase == "decode":
+            return _decode_rows(case, x, clock, impl)
+        return _prefill_rows(case, x, clock, impl, others)
+
+    def make(case: Case) -> QKV | str:
+        need, free = _need(case.shape, dtype), free_bytes(timer.device)
+        if need > free:
+            return f"needs about {gib(need)}, {gib(free)} are free"
+        return draw(case.shape, timer.device, dtype)
+
+    return by_shape(cases, clock, dtype, rows, partial(_dense_rows, others=others), make)
 
 
 def draw(shape: Shape, device: torch.device, dtype: torch.dtype) -> QKV:
@@ -138,7 +136,7 @@ def _past(rows: Tensor, tokens: int, phase: str | None) -> Tensor:
     return key <= rows[:, None] if phase == "prefill" else every
 
 
-def _dense_rows(shape: Shape, x: QKV, timer: Timer, others: bool) -> Iterator[Row]:
+def _dense_rows(shape: Shape, x: QKV, timer: Timer, *, others: bool) -> Iterator[Row]:
     """Check and time every dense baseline; none where nothing is set against them."""
     rows = sample(x.q.shape[2], x.q.device)
     past = _past(rows, shape.tokens, shape.phase)

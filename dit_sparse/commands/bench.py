@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dit_sparse.commands.options import OUTPUT, option
+from dit_sparse.commands.options import OUTPUT, given, option
 from dit_sparse.commands.request import parse_setting
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import as_tuples
 
 RUN = "Run"
-
 
 Device = Annotated[str, option(RUN, "auto (default), cpu, cuda or cuda:N.")]
 Dtype = Annotated[
@@ -35,6 +34,10 @@ Shapes = Annotated[
 ]
 Heads = Annotated[int | None, option("Size", "Own size: query heads (default 12).")]
 HeadDim = Annotated[int | None, option("Size", "Own size: head dim (default 128).")]
+Methods = Annotated[
+    str | None, option("Method", "Comma-separated; default: all that have a budget.")
+]
+Budgets = Annotated[str, option("Method", "Budgets, comma-separated; default .1.")]
 Set = Annotated[
     list[str] | None,
     option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
@@ -51,8 +54,29 @@ def bench() -> None:
     """
 
 
+def start(
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    impl: Impl = "auto",
+    seconds: Seconds = 3600,
+    quick: Quick = False,
+    out: Out = None,
+    plot: Plot = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    markdown: Markdown = False,
+    debug: Debug = False,
+) -> Run:
+    """Return the run that these options ask for; raise for the first that cannot work."""
+    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
+    run.check()
+    return run
+
+
 @app.command("kernel")
+@given(start)
 def kernel(
+    run: Run,
     shape: Shapes = None,
     heads: Heads = None,
     head_dim: HeadDim = None,
@@ -83,21 +107,8 @@ def kernel(
     alone: Annotated[
         bool, option(RUN, "Leave out the block-sparse kernels of others.", "--alone")
     ] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    impl: Impl = "auto",
-    seconds: Seconds = 3600,
-    quick: Quick = False,
-    out: Out = None,
-    plot: Plot = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    markdown: Markdown = False,
-    debug: Debug = False,
 ) -> None:
     """Time the attention kernel on random block lists, one per head and query block."""
-    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
-    run.check()
     from dit_sparse.bench import kernel as measure
     from dit_sparse.bench.lists import FORMS, Case
     from dit_sparse.bench.results import KERNEL_SHAPES, Shape
@@ -125,7 +136,9 @@ def kernel(
 
 
 @app.command("method")
+@given(start)
 def method(
+    run: Run,
     shape: Shapes = None,
     heads: Heads = None,
     head_dim: HeadDim = None,
@@ -136,26 +149,11 @@ def method(
     grid: Annotated[
         str | None, option("Size", "Own videos: FRAMESxHEIGHTxWIDTH in tokens, e.g. 21x30x52.")
     ] = None,
-    method: Annotated[
-        str | None, option("Method", "Comma-separated; default: all that have a budget.")
-    ] = None,
-    keep: Annotated[str, option("Method", "Budgets, comma-separated; default .1.")] = ".1",
+    method: Methods = None,
+    keep: Budgets = ".1",
     set: Set = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    impl: Impl = "auto",
-    seconds: Seconds = 3600,
-    quick: Quick = False,
-    out: Out = None,
-    plot: Plot = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    markdown: Markdown = False,
-    debug: Debug = False,
 ) -> None:
     """Time whole methods in the warm state, selection and remainder included, stage by stage."""
-    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
-    run.check()
     from dit_sparse.bench import method as measure
     from dit_sparse.bench.results import VIDEO_SHAPES
 
@@ -167,7 +165,9 @@ def method(
 
 
 @app.command("memory")
+@given(start, quick=True)
 def memory(
+    run: Run,
     tokens: Annotated[
         str | None,
         option("Size", "Lengths, in whole frames of 30 x 52 tokens; default 32k..512k."),
@@ -177,25 +177,11 @@ def memory(
     ] = None,
     heads: Heads = None,
     head_dim: HeadDim = None,
-    method: Annotated[
-        str | None, option("Method", "Comma-separated; default: all that have a budget.")
-    ] = None,
-    keep: Annotated[str, option("Method", "Budgets, comma-separated; default .1.")] = ".1",
+    method: Methods = None,
+    keep: Budgets = ".1",
     set: Set = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    impl: Impl = "auto",
-    seconds: Seconds = 3600,
-    out: Out = None,
-    plot: Plot = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    markdown: Markdown = False,
-    debug: Debug = False,
 ) -> None:
     """Measure the most memory that methods hold beyond q, k and v, and how it grows with length."""
-    run = Run(device, dtype, impl, seconds, True, out, plot, quiet, json, markdown, debug)
-    run.check()
     from dit_sparse.bench import memory as measure
 
     at_least(1, heads=heads, head_dim=head_dim)
@@ -204,7 +190,9 @@ def memory(
 
 
 @app.command("step")
+@given(start)
 def step(
+    run: Run,
     model: Annotated[
         str | None, option("Model", "Comma-separated names of architectures; default: all.")
     ] = None,
@@ -225,25 +213,12 @@ def step(
         float | None, option("Method", "Time each also with a quality guard of this bound.")
     ] = None,
     set: Set = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    impl: Impl = "auto",
-    seconds: Seconds = 3600,
-    quick: Quick = False,
-    out: Out = None,
-    plot: Plot = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    markdown: Markdown = False,
-    debug: Debug = False,
 ) -> None:
     """Time a forward of a real architecture with random weights: dense, sparse, no attention."""
-    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
-    run.check()
     from dit_sparse.bench import step as measure
     from dit_sparse.bench.architectures import ARCHITECTURES
 
-    if not run.on_gpu and not tiny and device == "auto":
+    if not run.on_gpu and not tiny and run.device == "auto":
         raise ArgumentError(
             "no GPU found, and a step of a real architecture takes hours on a CPU; use --tiny, or "
             "--device cpu to insist"

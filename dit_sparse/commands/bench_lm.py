@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dit_sparse.commands.bench import (
-    RUN,
-    Debug,
-    Device,
-    Dtype,
-    Impl,
-    Json,
-    Markdown,
-    Out,
-    Plot,
-    Quick,
-    Quiet,
-    Seconds,
-)
-from dit_sparse.commands.options import option
+from dit_sparse.commands.bench import RUN, start
+from dit_sparse.commands.options import given, option
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers
 from dit_sparse.errors import ArgumentError
 
 
+@given(start)
 def lm(
+    run: Run,
     tokens: Annotated[
         str | None, option("Size", "Lengths: 32k, or 8k..256k (default), which doubles; 1k on CPU.")
     ] = None,
@@ -47,21 +36,8 @@ def lm(
     alone: Annotated[
         bool, option(RUN, "Leave out FlexAttention, which compiles for every size.", "--alone")
     ] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    impl: Impl = "auto",
-    seconds: Seconds = 3600,
-    quick: Quick = False,
-    out: Out = None,
-    plot: Plot = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    markdown: Markdown = False,
-    debug: Debug = False,
 ) -> None:
     """Time attention of language models: causal prefill and decoding, against the fastest dense."""
-    run = Run(device, dtype, impl, seconds, quick, out, plot, quiet, json, markdown, debug)
-    run.check()
     from dit_sparse.bench import lm as measure
     from dit_sparse.bench.results import Shape
 

@@ -38,19 +38,26 @@ def demo(
         str | None,
         option(SERVER, "Ask visitors for this name and password.", metavar="USER:PASSWORD"),
     ] = None,
+    limit: Annotated[
+        float,
+        option(
+            SERVER,
+            "Seconds that one visitor's work may have the device, loading a model not counted "
+            "(default 900).",
+        ),
+    ] = 900,
     out: Annotated[
         Path | None,
         option(
             OUTPUT,
-            "Keep the videos in this folder, which the page's visitors can read (default: a "
-            "temporary one, removed at the end).",
+            "Keep a copy of every video in this folder (default: they go with their visitor).",
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Open a page that shows what sparse attention does: generate, look inside, compare."""
     models = tuple(dict.fromkeys(model or ["shapes"]))
-    _check(models, device, host, port, auth, out)
+    _check(models, device, host, port, auth, limit, out)
     try:
         import gradio  # noqa: F401
     except ImportError as error:
@@ -60,8 +67,8 @@ def demo(
     from dit_sparse.demos.app import Settings, serve
 
     with tempfile.TemporaryDirectory(prefix="dit-sparse-demo-") as scratch:
-        folder = Path(scratch) / "videos" if out is None else out
-        settings = Settings(folder.resolve(), models, device, out is not None, debug)
+        folder = (Path(scratch) / "videos").resolve()
+        settings = Settings(folder, models, device, out, limit, debug)
         options: dict[str, Any] = {"server_name": host, "server_port": port, "share": share}
         if auth is not None:
             name, _, word = auth.partition(":")
@@ -75,7 +82,7 @@ def demo(
 
 def _check(
     models: tuple[str, ...], device: str, host: str, port: int | None, auth: str | None,
-    out: Path | None,
+    limit: float, out: Path | None,
 ) -> None:  # fmt: skip
     """Raise `ArgumentError` for the first argument that cannot work."""
     from dit_sparse.commands.loading import folder_for
@@ -96,5 +103,7 @@ def _check(
         raise ArgumentError(f"{place} cannot be listened on: {error.strerror or error}") from None
     if auth is not None and not re.fullmatch(r"[^:]+:.+", auth):
         raise ArgumentError("--auth must be USER:PASSWORD, both not empty")
+    if not limit > 0:
+        raise ArgumentError(f"--limit {limit:g} must be above 0, in seconds; inf = none")
     if out is not None:
         folder_for(out)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dit_sparse.commands.options import (
+    MODEL,
     OUTPUT,
     VIDEOS,
     Compile,
@@ -18,7 +19,6 @@ from dit_sparse.commands.options import (
     Guidance,
     Height,
     Json,
-    Model,
     Negative,
     Prompt,
     Steps,
@@ -31,7 +31,14 @@ CASES, MEASURES = "What is compared", "Measures"
 
 
 def evaluate(
-    model: Model = "shapes",
+    model: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "[b]shapes[/b] (built in, default), a hub id or a pipeline folder; for --task needle "
+            "[b]needle[/b], or the folder of a model trained as it was.",
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Compile = False,
@@ -138,6 +145,8 @@ def evaluate(
     if length is not None:
         raise ArgumentError(f"--length {length} is of texts: it needs --task needle")
     from dit_sparse.commands.evaluation import Order
+    from dit_sparse.commands.model import BUILT_IN
 
     del given["task"], given["length"]
+    given["model"] = model or BUILT_IN
     Order(**given).carry_out()

@@ -9,7 +9,7 @@ from typing import Any
 from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import checked
 from dit_sparse.commands.loading import Loaded, folder_for, loaded, own_prompts
-from dit_sparse.commands.request import Request
+from dit_sparse.commands.request import Asked, Request
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError
@@ -21,17 +21,9 @@ MOST = 400  # pictures: the page holds them all
 
 
 @dataclass
-class Order:
+class Order(Asked):
     """The arguments of `inspect`; None = a default."""
 
-    prompt: str | None
-    model: str
-    device: str
-    dtype: str
-    method: str | None
-    keep: float | None
-    profile: str | None
-    set: list[str] | None
     everywhere: bool
     layer: str | None
     head: str | None

@@ -11,7 +11,7 @@ from typing import Any
 from dit_sparse.commands.attention import WORTHWHILE, Choice, choose
 from dit_sparse.commands.lm_model import BUILT_IN, LanguageModel, load, locate
 from dit_sparse.commands.model import device_of
-from dit_sparse.commands.request import Request
+from dit_sparse.commands.request import Asked, Request
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.commands.timing import at_least
 from dit_sparse.errors import ArgumentError
@@ -20,17 +20,9 @@ DEFAULT, LENGTH = "xattention", 4096
 
 
 @dataclass
-class Order:
+class Order(Asked):
     """The arguments of `lm`; None = a default."""
 
-    prompt: str | None
-    model: str
-    device: str
-    dtype: str
-    method: str | None
-    keep: float | None
-    profile: str | None
-    set: list[str] | None
     task: str | None
     length: int | None
     seed: int

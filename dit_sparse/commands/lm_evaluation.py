@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.commands.evaluate import evaluate
 from dit_sparse.commands.evaluation import of_name, of_text
 from dit_sparse.commands.lm_model import BUILT_IN, folder, load, locate
 from dit_sparse.commands.loading import folder_for
+from dit_sparse.commands.model import BUILT_IN as VIDEOS
 from dit_sparse.commands.model import device_of
 from dit_sparse.commands.request import Request, near
 from dit_sparse.commands.screen import Screen, hushed
@@ -18,12 +21,6 @@ from dit_sparse.commands.timing import at_least
 from dit_sparse.errors import ArgumentError
 
 TASK, COUNT, LENGTHS = "needle", 16, "4096,8192,16384"
-# what is asked of videos alone, with its value when nothing is asked
-FOR_VIDEOS = {
-    "compile": False, "keep": None, "density": None, "profile": None, "dense_steps": None,
-    "prompts": None, "prompt": None, "seeds": 1, "steps": None, "frames": None, "height": None,
-    "width": None, "guidance": None, "negative": None, "probes": 2, "rows": 64, "videos": False,
-}  # fmt: skip
 
 
 @dataclass
@@ -53,13 +50,17 @@ class Order:
         """Return the order of all arguments of `eval`; raise where one is for videos."""
         if given["task"] != TASK:
             raise ArgumentError(f"--task {given['task']} is not known; use {TASK}, or leave it out")
-        for name, default in FOR_VIDEOS.items():
-            if given[name] != default:
+        names = cls.__dataclass_fields__
+        for name, parameter in signature(evaluate).parameters.items():
+            if name not in names and name != "task" and given[name] != parameter.default:
                 option = "--" + name.replace("_", "-")
                 raise ArgumentError(f"{option} is for videos: --task {TASK} does not take it")
-        # the default model of `eval` is one for videos
-        model = BUILT_IN if given["model"] == "shapes" else given["model"]
-        names = cls.__dataclass_fields__
+        model = given["model"] or BUILT_IN
+        if model == VIDEOS:
+            raise ArgumentError(
+                f"--model {model} makes videos: --task {TASK} is answered by {BUILT_IN}, or by a "
+                "model that was trained as it was"
+            )
         return cls(**{**{name: given[name] for name in names}, "model": model})
 
     def carry_out(self) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.commands.model import device_of, go_offline_without_network
+from dit_sparse.commands.model import device_of, found, go_offline_without_network
 from dit_sparse.commands.request import DTYPES, Request
 from dit_sparse.errors import ArgumentError
 
@@ -56,21 +55,14 @@ def locate(name: str) -> Path | str:
         if not (folder() / "model.safetensors").is_file():
             raise ArgumentError(f"--model {name}: its weights are not installed in {folder()}")
         return folder()
-    place = Path(name).expanduser()
-    if place.is_dir():
-        if (place / "model_index.json").is_file():
-            raise ArgumentError(f"--model {name} is a diffusers pipeline; use it with `generate`")
-        if not (place / "config.json").is_file():
-            raise ArgumentError(f"--model {name} is no model of transformers: no config.json")
-        return place
-    if place.exists():
-        raise ArgumentError(f"--model {name} is a file; name the folder of a model")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return name
-    raise ArgumentError(
-        f"--model {name}: no such folder; use {BUILT_IN}, the folder of a language model or a hub "
-        "id (owner/name)"
-    )
+
+    def wrong(folder: Path) -> str:
+        if (folder / "model_index.json").is_file():
+            return "is a diffusers pipeline; use it with `generate`"
+        known = (folder / "config.json").is_file()
+        return "" if known else "is no model of transformers: no config.json"
+
+    return found(name, BUILT_IN, "language model", wrong)
 
 
 def load(request: Request) -> LanguageModel:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import lcm
@@ -27,18 +28,31 @@ def locate(name: str) -> Path | str:
         if not (folder / "model_index.json").is_file():
             raise ArgumentError(f"--model {BUILT_IN}: its weights are not installed in {folder}")
         return folder
+
+    def wrong(folder: Path) -> str:
+        known = (folder / "model_index.json").is_file()
+        return "" if known else "is no diffusers pipeline: no model_index.json"
+
+    return found(name, BUILT_IN, "pipeline", wrong)
+
+
+def found(name: str, built_in: str, kind: str, wrong: Callable[[Path], str]) -> Path | str:
+    """Return the folder that --model names, or the hub id when it names none.
+
+    kind: of the model. wrong: says why a folder holds none of the kind, "" where it does.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ArgumentError(f"--model {name} is no diffusers pipeline: no model_index.json")
+        if why := wrong(folder):
+            raise ArgumentError(f"--model {name} {why}")
         return folder
     if folder.exists():
-        raise ArgumentError(f"--model {name} is a file; name the folder of a pipeline")
+        raise ArgumentError(f"--model {name} is a file; name the folder of a {kind}")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     raise ArgumentError(
-        f"--model {name}: no such folder; use {BUILT_IN}, a pipeline folder "
-        "or a hub id (owner/name)"
+        f"--model {name}: no such folder; use {built_in}, the folder of a {kind} or a hub id "
+        "(owner/name)"
     )
 
 

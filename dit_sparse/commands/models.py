@@ -24,9 +24,9 @@ output of the model itself, and disabling restores it bit for bit, weights and c
 unchanged), **sparse** (all self-attention and nothing else is sparse, on the grid of the tokens),
 **samples** (a batch gives what its samples give alone, so both ways of CFG agree), **one graph**
 (`torch.compile(fullgraph=True)`), **odd grid**, **padded text** (texts of different lengths).
-Reached by: the attention dispatcher of diffusers, PyTorch's attention function where a class calls
-that, or a processor of ours. Mask: what a mask given to self-attention means; a call with any other
-stays dense and says so."""
+Reached by: the attention dispatcher of diffusers, or PyTorch's attention function where a class
+calls that. Mask: what a mask given to self-attention means; a call with any other stays dense and
+says so."""
 
 
 def models(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +20,33 @@ def option(panel: str, help: str, *names: str, **extra: Any) -> Any:
     names: for a switch, for else there is a --no-... of each.
     """
     return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **extra)
+
+
+def given(shared: Callable[..., Any], **fixed: Any) -> Callable[[Callable], Callable]:
+    """Make a command take the options of `shared` too; what that returns is its first argument.
+
+    fixed: options that this command has not, and their values.
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own, more = (
+            list(inspect.signature(of, eval_str=True).parameters.values())
+            for of in (command, shared)
+        )
+        more = [p.replace(kind=p.KEYWORD_ONLY) for p in more if p.name not in fixed]
+
+        @functools.wraps(command)
+        def call(**options: Any) -> None:
+            first = shared(**fixed, **{p.name: options.pop(p.name) for p in more})
+            command(first, **options)
+
+        whole = [*own[1:], *more]
+        # typer reads both
+        call.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in whole}
+        return call
+
+    return add
 
 
 Model = Annotated[

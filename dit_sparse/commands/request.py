@@ -134,6 +134,20 @@ class Request:
         return params
 
 
+@dataclass
+class Asked:
+    """What commands with one prompt, one model and one method are asked; None = a default."""
+
+    prompt: str | None
+    model: str
+    device: str
+    dtype: str
+    method: str | None
+    keep: float | None
+    profile: str | None
+    set: list[str] | None
+
+
 def near(name: str) -> str:
     """Name the methods closest to `name`, or all of them."""
     from dit_sparse.registry import methods

@@ -53,6 +53,14 @@ def search(
         ),
     ] = None,
     parts: Annotated[int, option(SEARCH, "Parts of the steps with a table each.")] = 4,
+    dense_start: Annotated[
+        bool,
+        option(
+            SEARCH,
+            "Hold the first of several parts dense (default), or search there, too.",
+            "--dense-start/--sparse-start",
+        ),
+    ] = True,
     sensitivity: Annotated[
         bool,
         option(
@@ -73,7 +81,7 @@ def search(
     ] = None,
     prompt: Prompt = None,
     count: Annotated[
-        int | None, option(VIDEOS, "So many of the prompts (default 2, of a file all).")
+        int | None, option(VIDEOS, "So many of the prompts (default 1, of a file all).")
     ] = None,
     checks: Annotated[
         int, option(VIDEOS, "On so many of them a found profile is tried (default 2).")

@@ -18,7 +18,7 @@ from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least
 from dit_sparse.errors import ArgumentError
 
-COUNT, ERROR, EPS, PENALTY = 2, 0.1, 1.0, 0.5
+COUNT, ERROR, EPS, PENALTY = 1, 0.1, 1.0, 0.5
 # far from the seeds of `eval`, and from its held-out prompts of the built-in model
 SEED, OTHERS = 500, 1000
 
@@ -36,6 +36,7 @@ class Order:
     speedup: float | None
     candidate: list[str] | None
     parts: int
+    dense_start: bool
     sensitivity: bool
     rule: str
     eps: float | None
@@ -105,7 +106,7 @@ class Order:
         search = Search(
             model.pipe, candidates, videos, generate, Store(out.with_suffix(".jsonl")),
             model.facts(request), machine, begins, min(self.checks, len(videos)),
-            self.sensitivity, bar.show, total,
+            self.dense_start, self.sensitivity, bar.show, total,
         )  # fmt: skip
         params, learned = self._found(search)
         got = search.measured(params)

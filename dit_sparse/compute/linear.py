@@ -96,10 +96,10 @@ class Linear(Remainder):
 def _alpha(ctx: Context, q: Blocks, out: Tensor) -> Tensor:
     """Return alpha [1, H, M] from its stored form [M], [H, M] or [1]."""
     heads, m = out.shape[1], q.video
-    first, total = (ctx.heads.first, ctx.heads.total) if ctx.heads else (0, heads)
+    total, mine = ctx.held(heads)
     stored = ctx.weights.get("alpha")
     shape = (m,)
     if stored is not None and (stored.ndim == 2 or tuple(stored.shape) == (1,)):
         shape = (total, m) if stored.ndim == 2 else (1,)
     alpha = ctx.learned("alpha", *shape).to(torch.promote_types(out.dtype, torch.float32))
-    return alpha.expand(1, total, m)[:, first : first + heads]
+    return alpha.expand(1, total, m)[:, mine]

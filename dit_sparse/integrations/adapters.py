@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dit_sparse.errors import UnsupportedModelError
+from dit_sparse.integrations.capture import Instead
 
 # frames, height, width, extra tokens before and after them: the fields of a `Sequence`, read from
 # shapes alone so that it can be traced
@@ -43,11 +44,11 @@ class Adapter:
     "flags", such pairs also as 1 and 0; with "none" a call with a mask stays dense. calls: which
     calls a layer makes beside those about all tokens: "box", about the box alone; "two boxes",
     about two of them, one behind the other; "text", causal ones of text among itself, which nobody
-    counts. captured: the processor does not ask for a backend in every call, so that those of
-    PyTorch's attention are taken. processor: (original processor) -> the one to use while enabled.
-    unset: arguments that are None to the forward while enabled. timestep: the argument that tells
-    the step. text: where joint text tokens stand, for people. needs: first diffusers version that
-    works. note: what to know, for people.
+    counts. instead: functions of PyTorch that the processor calls, each with what it calls in its
+    place while enabled: `ATTENTION` where it does not ask for a backend in every call (where it
+    never does, that is seen). unset: arguments that are None to the forward while enabled.
+    timestep: the argument that tells the step. text: where joint text tokens stand, for people.
+    needs: first diffusers version that works. note: what to know, for people.
     """
 
     classes: tuple[str, ...]
@@ -58,8 +59,7 @@ class Adapter:
     ids: str | Callable[[Mapping[str, Any]], Tensor | None] | None = None
     mask: Literal["none", "keys", "pairs", "flags"] = "none"
     calls: tuple[Literal["box", "two boxes", "text"], ...] = ()
-    captured: bool = False
-    processor: Callable[[Any], Any] | None = None
+    instead: tuple[Instead, ...] = ()
     unset: tuple[str, ...] = ()
     timestep: str = "timestep"
     text: Literal["none", "prefix", "suffix", "packed"] = "none"

@@ -1,4 +1,7 @@
-"""Lead the calls of PyTorch's attention inside one processor or module to the op of the seam.
+"""Run other functions in the place of those of PyTorch that one processor or module calls.
+
+    attention   ─ PyTorch's function ─▶ the op of the seam       where a class asks for no backend
+    others      ─▶ what an adapter puts in their place
 
 An object is captured by giving it a subclass of its own class, whose call runs under a function
 mode: the object stays the same one, with its attributes, its signature and its code.
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 MARK = "_dit_sparse_captured"
+# a function of PyTorch, and what runs in its place
+Instead = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class Here(NamedTuple):
@@ -36,23 +41,28 @@ class _Now(threading.local):
 now = _Now()
 
 
-def capture(owner: Any) -> None:
-    """Make the attention calls of `owner`, a processor or a module, ours."""
-    owner.__class__ = _subclass(type(owner))
+def capture(owner: Any, *instead: Instead) -> None:
+    """Make `owner`, a processor or a module, call other functions."""
+    owner.__class__ = _subclass(type(owner), instead)
 
 
 def release(owner: Any) -> None:
-    """Undo `capture`."""
-    owner.__class__ = type(owner).__bases__[0]
+    """Undo `capture`; does nothing to what is not captured."""
+    if MARK in vars(type(owner)):
+        owner.__class__ = type(owner).__bases__[0]
 
 
 def is_captured(owner: Any) -> bool:
-    """Return whether `owner` is captured."""
-    return MARK in vars(type(owner))
+    """Return whether the attention of `owner` is captured."""
+    return ATTENTION in vars(type(owner)).get(MARK, ())
 
 
-class _Attention(TorchFunctionMode):
-    """Leads attention [B, H, S, D] to the op, while a layer is known; dropout stays PyTorch's."""
+class _Mode(TorchFunctionMode):
+    """Runs other functions in the place of some."""
+
+    def __init__(self, instead: tuple[Instead, ...]) -> None:
+        super().__init__()
+        self.instead = instead
 
     def __torch_function__(
         self,
@@ -65,13 +75,13 @@ class _Attention(TorchFunctionMode):
         if func is Tensor.unflatten:
             # as a function, it is nothing that the compiler could trace
             return args[0].unflatten(*args[1:], **kwargs)
-        if func is not F.scaled_dot_product_attention or now.call is None:
-            return func(*args, **kwargs)
-        return _lead(func, *args, **kwargs)
+        for theirs, ours in self.instead:
+            if func is theirs:
+                return ours(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _lead(
-    func: Callable[..., Any],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -81,25 +91,31 @@ def _lead(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    """Attend [B, H, S, D] by the op, while a layer is known; dropout stays PyTorch's."""
     here = now.call
     if dropout_p or here is None or query.ndim != 4:
         options = {"enable_gqa": True} if enable_gqa else {}
-        return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
+        )
     x = (t.transpose(1, 2) for t in (query, key, value))
     out = torch.ops.dit_sparse.attend(*x, attn_mask, here.layer, here.ctx, is_causal, scale)
     return out.transpose(1, 2)
 
 
+ATTENTION = (F.scaled_dot_product_attention, _lead)
+
+
 @functools.cache
-def _subclass(host: type) -> type:
+def _subclass(host: type, instead: tuple[Instead, ...]) -> type:
     """Return the subclass of a processor's or module's class that is captured."""
     name = "forward" if issubclass(host, nn.Module) else "__call__"
     inner = getattr(host, name)
 
     @functools.wraps(inner)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Attention():
+        with _Mode(instead):
             return inner(self, *args, **kwargs)
 
-    body = {name: call, MARK: True, "__module__": host.__module__, "__doc__": host.__doc__}
+    body = {name: call, MARK: instead, "__module__": host.__module__, "__doc__": host.__doc__}
     return type(host.__name__, (host,), body)

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from dit_sparse.core import Method
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, MissingDependencyError
 from dit_sparse.integrations import seam
 from dit_sparse.integrations.adapters import COMPONENTS, find, unsupported
 from dit_sparse.integrations.build import build
 from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
-from dit_sparse.kernels.attention import IMPLS
+from dit_sparse.kernels.attention import IMPLS, triton_missing
 from dit_sparse.profile import ALL_ROUND, Profile, unnamed
 from dit_sparse.profile import find as shipped_for
 from dit_sparse.registry import entry
@@ -69,6 +69,8 @@ def enable(
         )
     if impl not in IMPLS:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    if impl == "triton" and triton_missing():
+        raise MissingDependencyError(f"impl={impl!r} cannot run: {triton_missing()}")
     watched = None if guard is None else Guard(guard, value.schedule)
     found = [(name, root, find(root, model)) for name, root in transformers_of(model).items()]
     counts = {}
@@ -127,7 +129,7 @@ def report(model: Any) -> Report:
         notes.append(f"number of steps unknown: shares of the steps are shares of {ASSUMED_STEPS}")
     counts = {part.name: len(part.dense) for part in session.parts}
     guarded = session.guarded()
-    notes += [str(event) for event in guarded.events] if guarded else []
+    notes += guarded.notes() if guarded else []
     return Report(
         session.model,
         session.label,

@@ -123,7 +123,7 @@ class Guard:
 
     def _has_turn(self, x: QKV, call: Context) -> bool:
         """Return whether the layer of a call is looked at in this step."""
-        heads = x.q.shape[1] if call.heads is None else call.heads.total
+        heads, _ = call.held(x.q.shape[1])
         turns = ceil(LOOK / (COST * BLOCK * heads * x.q.shape[3]))
         sparse = call.steps - self.schedule.first_sparse_step(call.steps)
         return (call.layer + call.step) % max(1, min(turns, sparse)) == 0

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dit_sparse.errors import DitSparseError, MissingDependencyError
 from dit_sparse.integrations import gain
 from dit_sparse.integrations.adapters import Adapter
-from dit_sparse.integrations.capture import Here, capture, is_captured, now, release
+from dit_sparse.integrations.capture import ATTENTION, Here, capture, is_captured, now, release
 from dit_sparse.integrations.parallel import Ulysses
 from dit_sparse.integrations.sequence import Sequence
 from dit_sparse.integrations.session import Part, Session
@@ -218,13 +218,11 @@ class RootHook(ModelHook):
 class _Layer:
     """What `enable` did to an attention module: what it replaced, the hooks it added.
 
-    processor: the original one, None when there is none. backend: its value. replaced: the
-    processor that took its place, None when none did.
+    processor: the one it has, None when there is none. backend: its value.
     """
 
     processor: Any
     backend: Any
-    replaced: Any
     hooks: tuple[Any, ...]
 
     @classmethod
@@ -241,26 +239,23 @@ class _Layer:
         # hooks of torch, not of diffusers: a wrapped `forward` is an object of its own in each
         # layer, and `compile_repeated_blocks` would compile every one of them
         hooks = (module.register_forward_pre_hook(_inside), module.register_forward_hook(_outside))
-        before, backend = getattr(module, "processor", None), _dense_backend(module)
-        replaced = None if adapter.processor is None else adapter.processor(before)
-        module._dit_sparse_layer = cls(before, backend, replaced, hooks)
-        if replaced is not None:
-            module.processor = replaced
-        owner = getattr(module, "processor", module)
-        if hasattr(owner, "_attention_backend") and not adapter.captured:
-            owner._attention_backend = BACKEND
-        else:
-            capture(owner)
+        processor = getattr(module, "processor", None)
+        module._dit_sparse_layer = cls(processor, _dense_backend(module), hooks)
+        owner, instead = getattr(module, "processor", module), adapter.instead
+        if ATTENTION not in instead:
+            if hasattr(owner, "_attention_backend"):
+                owner._attention_backend = BACKEND
+            else:
+                instead = (*instead, ATTENTION)
+        if instead:
+            capture(owner, *instead)
             _introduce(type(owner))
 
     def disable(self, module: Any) -> None:
         # what the user put there meanwhile stays
         owner = getattr(module, "processor", module)
-        if self.replaced is not None and owner is self.replaced:
-            module.processor = self.processor
-        elif is_captured(owner):
-            release(owner)
-        elif owner is self.processor and owner._attention_backend is BACKEND:
+        release(owner)
+        if owner is self.processor and getattr(owner, "_attention_backend", None) is BACKEND:
             owner._attention_backend = self.backend
         for hook in self.hooks:
             hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,16 +42,15 @@ class Sequence:
         """Number of all tokens."""
         return self.before + self.box + self.after
 
-    def of(self, keys: int, alone: bool = False, twice: bool = False) -> Sequence:
+    def of(self, keys: int, calls: Collection[str] = ()) -> Sequence:
         """Return the sequence with its open end set by the number of keys of a call.
 
-        alone: a call with as many keys as the box has tokens is about these alone. twice: one with
-        twice as many is about two such boxes.
+        calls: which others there are, as in `Adapter`: one with as many keys as the box has tokens,
+        or twice as many, is about the "box" alone, or about "two boxes".
         """
-        if twice and keys == 2 * self.box:
-            return replace(self, frames=2 * self.frames, before=0, after=0)
-        if alone and keys == self.box:
-            return replace(self, before=0, after=0)
+        for name, boxes in (("box", 1), ("two boxes", 2)):
+            if name in calls and keys == boxes * self.box:
+                return replace(self, frames=boxes * self.frames, before=0, after=0)
         if self.before == REST:
             return replace(self, before=max(keys - self.box - self.after, 0), packed=True)
         if self.after == REST:

@@ -221,7 +221,7 @@ class Session:
             return None
         steps = steps or ASSUMED_STEPS
         at = Place(part, layer, step, branch, self._count(part, layer))
-        of = Sequence(*sizes).of(k.shape[1], alone="box" in calls, twice="two boxes" in calls)
+        of = Sequence(*sizes).of(k.shape[1], calls)
         found = self._groups(q, k, of, part, mask, causal)
         if not isinstance(found, str):
             for group in found:
@@ -282,8 +282,15 @@ class Session:
             self.watch(Call(part.name, at.layer, at.step, at.branch, x, plan, out, call))
         if "kernel" in call.cache:
             name, why = call.cache["kernel"]
-            self.implementations[name] = why
+            self._ran(name, why, x.q.device)
         return out, plan.density()
+
+    def _ran(self, name: str, why: str, device: torch.device) -> None:
+        """Note which kernel ran, and why; say once that a GPU has to do with the slow one."""
+        slow = name == "torch" and self.impl == "auto" and device.type == "cuda"
+        if slow and name not in self.implementations:
+            log.warning("dit_sparse: attention runs on the slow torch kernel: %s", why)
+        self.implementations[name] = why
 
     def _count(self, part: int, layer: int) -> int:
         """Return how many calls of a layer came before in this call of its transformer."""

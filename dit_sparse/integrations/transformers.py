@@ -17,17 +17,26 @@ plain attention there and are not counted.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit_sparse.core import QKV, Context, Method
 from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
 from dit_sparse.integrations.build import build
-from dit_sparse.integrations.transformers_seam import NAME, link, linked, unlink
+from dit_sparse.integrations.transformers_seam import (
+    NAME,
+    WATCHED,
+    link,
+    linked,
+    unlink,
+    watch,
+)
 from dit_sparse.integrations.transformers_session import TextSession
 from dit_sparse.kernels.attention import IMPLS
 from dit_sparse.profile import Profile
@@ -75,15 +84,11 @@ def enable(
     check_weights(value, {"model": len(layers)})
     _try(value, config, label, len(layers))
     disable(model)
-    before = config._attn_implementation
-    names = [n for n in root.config.sub_configs if getattr(root.config, n, None) is config]
-    root.set_attn_implementation({names[0]: NAME} if names else NAME)
-    if config._attn_implementation != NAME:
-        raise _unsupported(root, "it does not go through transformers' attention interface")
+    before, restore = _use(root, NAME)
     session = TextSession(type(root).__name__, label, value, len(layers), impl)
     for number, layer in enumerate(layers):
         link(layer, session, number, before)
-    _last[root] = _Kept(session, {names[0]: before} if names else before)
+    _last[root] = _Kept(session, restore)
     return model
 
 
@@ -126,6 +131,49 @@ def report(model: Any) -> Report:
         dict(session.implementations),
         tuple(notes),
     )
+
+
+def tensors(model: nn.Module, tokens: Tensor, layers: Iterable[int] = ()) -> dict[int, QKV]:
+    """Return q [B, H, S, D] and k, v [B, Hkv, S, D] of attention layers, from one dense pass.
+
+    model: dense, of transformers. tokens: [B, S] texts without padding. layers: their numbers,
+    none for all, which are held at once. What settings are searched from: see docs/text.md.
+    """
+    root, modules = _layers(model)
+    if any(linked(module) is not None for module in modules):
+        raise ArgumentError(
+            f"{type(root).__name__} is enabled, its later layers follow sparse ones; call "
+            "dit_sparse.integrations.transformers.disable(model) first"
+        )
+    wanted, found = set(layers) or set(range(len(modules))), {}
+    if not wanted <= set(range(len(modules))):
+        raise ArgumentError(
+            f"layers={sorted(wanted)} must be numbers below {len(modules)}, the model's layers"
+        )
+    _, restore = _use(root, WATCHED)
+    try:
+        for number, module in enumerate(modules):
+            keep = partial(found.__setitem__, number) if number in wanted else lambda x: None
+            watch(module, keep)
+        with torch.no_grad():
+            # without the head: nobody asks for words
+            root.base_model(tokens, use_cache=False)
+    finally:
+        for module in modules:
+            watch(module, None)
+        root.set_attn_implementation(restore)
+    return found
+
+
+def _use(root: Any, name: str) -> tuple[str, Any]:
+    """Set a model's attention implementation; return the one it had, and how to set that again."""
+    config = root.config.get_text_config()
+    before = config._attn_implementation
+    parts = [n for n in root.config.sub_configs if getattr(root.config, n, None) is config]
+    root.set_attn_implementation({parts[0]: name} if parts else name)
+    if config._attn_implementation != name:
+        raise _unsupported(root, "it does not go through transformers' attention interface")
+    return before, {parts[0]: before} if parts else before
 
 
 def _root(model: Any) -> Any:

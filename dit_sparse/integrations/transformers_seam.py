@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dit_sparse.core import QKV
 from dit_sparse.errors import DitSparseError, MissingDependencyError
+from dit_sparse.integrations.transformers_cache import cached_keys
 from dit_sparse.integrations.transformers_session import PAST, VALID, TextSession
 
 try:
@@ -39,7 +41,8 @@ except ImportError as error:
         f"({error}); use transformers 5"
     ) from error
 
-NAME = "dit_sparse"
+NAME, WATCHED = "dit_sparse", "dit_sparse_watched"
+SEEN = "_dit_sparse_seen"
 # arguments of an attention call that change nothing in it; any other makes the call dense
 HARMLESS = {
     "position_ids", "cache_position", "use_cache", "output_hidden_states", "output_router_logits",
@@ -64,20 +67,22 @@ class Link:
     """What `enable` hangs on an attention module.
 
     call: [2] int64 on the CPU, the session's number and the layer's. before: the implementation
-    the model had.
+    the model had. hook: what tells the session of the layer's cache.
     """
 
     session: TextSession
     layer: int
     call: Tensor
     before: str
+    hook: RemovableHandle
 
 
 def link(module: nn.Module, session: TextSession, layer: int, before: str) -> None:
     """Connect an attention module to a session."""
     with torch.inference_mode(False):
         call = torch.tensor([session.handle, layer])
-    vars(module)["_dit_sparse"] = Link(session, layer, call, before)
+    hook = module.register_forward_pre_hook(_begins, with_kwargs=True)
+    vars(module)["_dit_sparse"] = Link(session, layer, call, before, hook)
 
 
 def linked(module: nn.Module) -> Link | None:
@@ -87,7 +92,16 @@ def linked(module: nn.Module) -> Link | None:
 
 def unlink(module: nn.Module) -> None:
     """Undo `link`."""
-    vars(module).pop("_dit_sparse", None)
+    own = vars(module).pop("_dit_sparse", None)
+    if own is not None:
+        own.hook.remove()
+
+
+def _begins(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the session what a layer's cache holds before the layer adds to it."""
+    own = linked(module)
+    if own is not None and not torch.compiler.is_compiling():
+        own.session.growth.before(own.layer, cached_keys(module, kwargs))
 
 
 def _mask(
@@ -155,14 +169,17 @@ def _attention(
     if own is not None:
         reason = _odd(kwargs, dropout, causal, query, attention_mask)
         reason = reason or own.session.why_dense(own.layer, queries, keys)
-    found = None
+    found, kept = None, False
     if own is not None and not torch.compiler.is_compiling():
+        kept = own.session.growth.after(own.layer, key)
         found = own.session.read(attention_mask, queries, keys)
         if not reason and found is not None and found.rows is None:
             reason = "padding between the tokens of a sequence"
         if reason:
             end = keys if found is None else found.end
             own.session.count(own.layer, queries, end, reason)
+            if not kept:
+                own.session.forget(own.layer)
     if own is None or reason:
         before = "sdpa" if own is None else own.before
         eager = before == "eager" or any(kwargs.get(name) is not None for name in EAGER)
@@ -177,7 +194,7 @@ def _attention(
             is_causal=causal, **kwargs,
         )  # fmt: skip
     return torch.ops.dit_sparse.attend_text(
-        query, key, value, attention_mask, own.call, scaling
+        query, key, value, attention_mask, own.call, scaling, kept
     ), None
 
 
@@ -239,13 +256,16 @@ if hasattr(torch.Tag, "cudagraph_unsafe"):
 
 @torch.library.custom_op("dit_sparse::attend_text", mutates_args=(), **_UNSAFE)
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Tensor, scale: float | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Tensor, scale: float | None, kept:
+    bool,
+) -> Tensor:  # fmt: skip
     session, layer = TextSession.of(call)
     found = session.read(mask, q.shape[2], k.shape[2])
     if mask is not None and found is None:
         found = session.recognise(mask)
     assert found is not None
+    if not kept:
+        session.forget(layer)
     if mask is not None and found.rows is None:
         # only a compiled model comes here with such a mask: it had to choose before
         session.count(layer, q.shape[2], found.end, "a mask that is not causal with padding")
@@ -259,9 +279,26 @@ def _attend(
 
 
 @_attend.register_fake
-def _fake(q, k, v, mask, call, scale):
+def _fake(q, k, v, mask, call, scale, kept):
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
+def _watched(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attend densely, and leave q, k, v where `watch` wants them."""
+    vars(module)[SEEN](QKV(query, key, value))
+    return _attention(module, query, key, value, *args, **kwargs)
+
+
+def watch(module: nn.Module, tell: Callable[[QKV], None] | None) -> None:
+    """Tell of the q, k, v of an attention module under the implementation `WATCHED`; None: end."""
+    if tell is None:
+        vars(module).pop(SEEN, None)
+    else:
+        vars(module)[SEEN] = tell
+
+
+for _name, _function in ((NAME, _attention), (WATCHED, _watched)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _mask)

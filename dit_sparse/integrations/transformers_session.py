@@ -14,6 +14,7 @@ from dit_sparse.compute.attend import Dense
 from dit_sparse.constants import constant
 from dit_sparse.core import QKV, Context, Method
 from dit_sparse.integrations.parts import in_parts
+from dit_sparse.integrations.transformers_cache import Growth
 from dit_sparse.reporting import Cell, Tally
 from dit_sparse.weights import layer_weights
 
@@ -80,9 +81,11 @@ class TextSession:
         self.model, self.label, self.method = model, label, method
         self.layers, self.impl = layers, impl
         self.passes, self.latest = -1, layers
-        self.states: dict[tuple[int, int], dict] = {}
+        # layer -> what it keeps of each group, a first token and its samples
+        self.states: dict[int, dict[tuple[int, ...], dict]] = {}
+        self.growth = Growth()
         # group -> what the layers of one pass tell each other, ctx.state["layers"]
-        self.shared: dict[int, dict] = {}
+        self.shared: dict[tuple[int, ...], dict] = {}
         self.tallies: dict[tuple[int, int], Tally] = {}
         self.implementations: dict[str, str] = {}
         self.mask: tuple[weakref.ref[Tensor] | None, Spans] = (None, Spans(0, None))
@@ -154,6 +157,10 @@ class TextSession:
         """Count a dense call."""
         self.begin(layer, queries, end).reasons[reason] += 1
 
+    def forget(self, layer: int) -> None:
+        """Drop what a layer keeps: it may be of other keys than those before this call."""
+        self.states.pop(layer, None)
+
     def attend(self, x: QKV, found: Spans, layer: int, scale: float | None) -> Tensor:
         """Run the method on every sample's own tokens; return [B, H, Sq, Dv], 0 for padding."""
         queries = x.q.shape[2]
@@ -163,7 +170,7 @@ class TextSession:
         for sample, row in enumerate(found.rows):
             groups.setdefault(row, []).append(sample)
         out, densities = None, []
-        for number, ((start, stop), samples) in enumerate(groups.items()):
+        for (start, stop), samples in groups.items():
             rows = slice(max(start - first, 0), stop - first)
             if rows.stop <= rows.start:
                 continue
@@ -171,7 +178,7 @@ class TextSession:
             if len(groups) > 1:
                 places = constant(tuple(samples), torch.int64, str(x.q.device))
                 own = QKV(*(t.index_select(0, places) for t in own))
-            part, density = self._run(own, layer, number, scale)
+            part, density = self._run(own, layer, (start, *samples), scale)
             densities.append(density)
             if part.shape[:3] == x.q.shape[:3]:
                 out = part
@@ -185,9 +192,11 @@ class TextSession:
             tally.densities.append(torch.stack(densities).mean())
         return x.q.new_zeros(*x.q.shape[:3], x.v.shape[3]) if out is None else out
 
-    def _run(self, x: QKV, layer: int, group: int, scale: float | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, x: QKV, layer: int, group: tuple[int, ...], scale: float | None
+    ) -> tuple[Tensor, Tensor]:
         """Run the method on samples of one length; return the output and the density."""
-        state = self.states.setdefault((layer, group), {})
+        state = self.states.setdefault(layer, {}).setdefault(group, {})
         state["layers"] = self.shared.setdefault(group, {})
         call = Context(
             layer=layer,
@@ -203,7 +212,8 @@ class TextSession:
         for rows, part, own in in_parts(self.method, x, call):
             plan = self.method.plan(part, own)
             outs.append(self.method.compute(part, plan, own))
-            densities.append(plan.density())
+            counted = own.cache.get("density")
+            densities.append(plan.density() if counted is None else counted)
             pairs.append((rows.stop - rows.start) * _middle(rows, past))
             if "kernel" in own.cache:
                 name, why = own.cache["kernel"]

@@ -8,9 +8,10 @@
     4. exact attention on the kept pages, drop the rest        -> compute
 
 Differs from the paper:
-- the page means are taken from the keys at each step, which reads as many
-  bytes as the keys: the cache that would keep them is the host's, and
-  does not tell when it was cropped or reordered.
+- the means of full pages stay beside the host's cache, in the keys' number
+  format, while it only grows (integrations/transformers_cache.py); after a
+  crop, a reordering of beams or in a compiled model they are taken anew
+  from all keys.
 - pages begin at the first token of a sequence, so that padding on the
   left takes no part in them.
 - the prefill is dense, as in the paper. Drafted tokens, a few at a time,
@@ -25,8 +26,7 @@ from dit_sparse.core import Method
 from dit_sparse.parameters import check_count
 from dit_sparse.registry import register
 from dit_sparse.schedule import Schedule
-from dit_sparse.score.gates import TokenGate
-from dit_sparse.score.routing import GroupMean
+from dit_sparse.score.pages import PageMean
 from dit_sparse.select.forced import ForcedTopK
 
 
@@ -41,7 +41,7 @@ def block_topk(pages=64, page=16, dense_layers=0):
     check_count("page", page)
     return Method(
         arrange=SingleQueries(page),
-        score=GroupMean(TokenGate()),
+        score=PageMean(),
         select=ForcedTopK(pages, others=True),
         compute=Attend(remainder=Drop(), per_token=True),
         schedule=Schedule(0, dense_layers, "decode"),

@@ -2,7 +2,8 @@
 
 The seeds of a prompt are averaged first, for they are no independent prompts; the interval is over
 prompts, and over seeds where there is one prompt. Values of two cases are compared as differences
-on the same prompt and seed: what makes a prompt hard is in both and cancels.
+on the same prompt and seed: what makes a prompt hard is in both and cancels. Shares of questions
+answered have score intervals.
 """
 
 from __future__ import annotations
@@ -79,3 +80,17 @@ def quantile(dof: int, level: float = LEVEL) -> float:
     below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     at = np.interp(level, below / below[-1], angle)
     return float(np.sqrt(dof) * np.tan(at))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval (Wilson 1927) of a share of n independent trials.
+
+    Unlike a mean's, it has a width where all trials ended alike.
+
+    >>> [round(end, 3) for end in wilson(1.0, 8)]
+    [0.676, 1.0]
+    """
+    z = 1.959964
+    middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + (z / n / 2) ** 2) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)

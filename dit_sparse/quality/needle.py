@@ -9,9 +9,10 @@ among these last tokens.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dit_sparse.quality.answers import tail_logits
 from dit_sparse.quality.budget import sparse_density
 from dit_sparse.quality.cases import DENSE, Case, check_labels
 from dit_sparse.quality.store import Store, contents, key_of
+from dit_sparse.registry import entry
 
 TAIL = 256
 # questions at the end of every text
@@ -35,13 +37,14 @@ TOGETHER = {"cuda": 1 << 17, "cpu": 1 << 14}
 
 @dataclass(frozen=True)
 class Cell:
-    """One case at one length, over all its texts.
+    """One case at one length, over the texts that were read.
 
     right: task -> share of questions answered. agreement: share of the looked-up tokens that are
     the dense model's. nll: mean negative log-likelihood of filler. density: of the sparse calls.
     """
 
     length: int
+    texts: int
     right: dict[str, float]
     agreement: float | None
     nll: float
@@ -116,6 +119,7 @@ class Evaluation:
         check_labels(self.cases)
         layers = self.model.config.num_hidden_layers
         self.rows, self.files = [Row(DENSE, DENSE, {}, "")], {}
+        self.drawn: dict[int, tuple[Texts, list[str]]] = {}
         for case in self.cases:
             method = case.build()
             method.check(layers, self.model.config.num_attention_heads)
@@ -131,14 +135,9 @@ class Evaluation:
         """Measure what is not on file yet, dense first; leaves the model dense."""
         from dit_sparse.integrations import transformers as host
 
-        todo = [
-            (number, length)
-            for length in self.lengths
-            for number, row in enumerate(self.rows)
-            if self._found(row, length) is None
-        ]
+        todo = list(self._todo())
         try:
-            for done, (number, length) in enumerate(todo):
+            for done, (number, length, missing) in enumerate(todo):
                 row = self.rows[number]
                 if self.stop():
                     break
@@ -149,7 +148,10 @@ class Evaluation:
                         host.enable(self.model, self.cases[number - 1].build())
                     else:
                         host.disable(self.model)
-                    self.store.add(self._key(row, length), self._measure(row, length))
+                    for at, record in zip(
+                        missing, self._measure(row, length, missing), strict=True
+                    ):
+                        self.store.add(self._key(row, length, at), record)
                 except Exception as error:
                     if not number:
                         raise
@@ -158,52 +160,66 @@ class Evaluation:
         finally:
             host.disable(self.model)
 
+    def _todo(self) -> Iterator[tuple[int, int, list[int]]]:
+        """Yield row, length and texts that are to be read: some texts by all rows, then others."""
+        for length in self.lengths:
+            together = max(1, TOGETHER[next(self.model.parameters()).device.type] // length)
+            for some in torch.arange(self.count).split(together):
+                for number, row in enumerate(self.rows):
+                    missing = [at for at in some.tolist() if self._found(row, length, at) is None]
+                    if missing:
+                        yield number, length, missing
+
     def result(self) -> Result:
         """Return what is on file for these settings."""
         for row in self.rows:
-            row.cells = []
-            for length in self.lengths:
-                found, dense = self._found(row, length), self._found(self.rows[0], length)
-                if found is not None and dense is not None:
-                    row.cells.append(self._cell(found, dense, length))
+            found = (self._cell(row, length) for length in self.lengths)
+            row.cells = [cell for cell in found if cell is not None]
         return Result(self.settings, self.machine, self.lengths, self.count, self.rows)
 
-    def _found(self, row: Row, length: int) -> dict[str, Any] | None:
-        return self.store.get(self._key(row, length))
+    def _texts(self, length: int) -> tuple[Texts, list[str]]:
+        """Return the texts of a length, and what each is known by on file.
 
-    def _key(self, row: Row, length: int) -> str:
-        params = {k: list(v) if isinstance(v, tuple) else v for k, v in row.params.items()}
-        params.pop("weights", None)
-        files = self.files.get(row.label, [])
-        return key_of(
-            self.settings, self.machine, row.method, params, files, length, self.count, self.seed,
-            ASKED, TAIL,
-        )  # fmt: skip
+        Each is drawn by itself, so that more of them are the same ones and some.
+        """
+        if length not in self.drawn:
+            found = [
+                texts(1, length, Counts.usual(length, ASKED), _generator(self.seed, number))
+                for number in range(self.count)
+            ]
+            told = [hashlib.sha256(str(t.tokens.tolist()).encode()).hexdigest() for t in found]
+            tokens, sought = (torch.cat(part) for part in zip(*map(_pair, found), strict=True))
+            self.drawn[length] = Texts(tokens, sought), told
+        return self.drawn[length]
 
-    def _measure(self, row: Row, length: int) -> dict[str, Any]:
-        """Return the tokens that were found, and the surprise at filler, of every text."""
-        begin, generator = time.perf_counter(), torch.Generator().manual_seed(self.seed)
-        given = texts(self.count, length, Counts.usual(length, ASKED), generator)
-        together = max(1, TOGETHER[next(self.model.parameters()).device.type] // length)
-        picked, losses, densities = [], [], []
-        for part in torch.arange(self.count).split(together):
-            tokens, sought = given.tokens[part], given.sought[part]
-            logits = tail_logits(self.model, tokens, TAIL, row.phase == "decode")
-            goal = tokens[:, -TAIL:].to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits.mT, goal, reduction="none").cpu()
-            filler = (sought[:, -TAIL:] == 0).float()
-            losses += ((loss * filler).sum(1) / filler.sum(1)).tolist()
-            found = logits.argmax(-1).cpu()
-            picked += [t[s > 0].tolist() for t, s in zip(found, sought[:, -TAIL:], strict=True)]
-            densities.append(self._density(row))
-        return {
-            "case": row.label,
-            "length": length,
-            "picked": picked,
-            "nll": losses,
-            "density": sum(densities) / len(densities),
-            "seconds": round(time.perf_counter() - begin, 3),
-        }
+    def _found(self, row: Row, length: int, number: int) -> dict[str, Any] | None:
+        return self.store.get(self._key(row, length, number))
+
+    def _key(self, row: Row, length: int, number: int) -> str:
+        # defaults that were written out and those that were not are the same
+        known = {} if row.method == DENSE else entry(row.method).parameters
+        params = {k: v for k, v in {**known, **row.params}.items() if k != "weights"}
+        files, text = self.files.get(row.label, []), self._texts(length)[1][number]
+        return key_of(self.settings, self.machine, row.method, params, files, text, TAIL)
+
+    def _measure(self, row: Row, length: int, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return the tokens that were found, and the surprise at filler, of some texts."""
+        begin, given = time.perf_counter(), self._texts(length)[0]
+        tokens, sought = given.tokens[numbers], given.sought[numbers][:, -TAIL:]
+        logits = tail_logits(self.model, tokens, TAIL, row.phase == "decode")
+        goal = tokens[:, -TAIL:].to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits.mT, goal, reduction="none").cpu()
+        filler = (sought == 0).float()
+        losses = ((loss * filler).sum(1) / filler.sum(1)).tolist()
+        found, density = logits.argmax(-1).cpu(), self._density(row)
+        seconds = round((time.perf_counter() - begin) / len(numbers), 3)
+        return [
+            {
+                "case": row.label, "length": length, "text": number, "picked": t[s > 0].tolist(),
+                "nll": nll, "density": density, "seconds": seconds,
+            }
+            for number, t, s, nll in zip(numbers, found, sought, losses, strict=True)
+        ]  # fmt: skip
 
     def _density(self, row: Row) -> float:
         """Return the density of the sparse calls of the newest generation; raise without any."""
@@ -217,20 +233,44 @@ class Evaluation:
             raise ArgumentError(f"every call was dense: {why}")
         return sparse_density(report)
 
-    def _cell(self, found: dict[str, Any], dense: dict[str, Any], length: int) -> Cell:
-        """Return a record as a cell."""
-        generator = torch.Generator().manual_seed(self.seed)
-        given = texts(self.count, length, Counts.usual(length, ASKED), generator)
+    def _cell(self, row: Row, length: int) -> Cell | None:
+        """Return what is on file of a row, for the texts that dense attention has read, too."""
+        numbers: list[int] = []
+        found: list[dict[str, Any]] = []
+        dense: list[dict[str, Any]] = []
+        for number in range(self.count):
+            own, other = (self._found(one, length, number) for one in (row, self.rows[0]))
+            if own is not None and other is not None:
+                numbers.append(number)
+                found.append(own)
+                dense.append(other)
+        if not numbers:
+            return None
+        given = self._texts(length)[0]
+        picked = [record["picked"] for record in found]
         same = [
             a == b
-            for one, other in zip(found["picked"], dense["picked"], strict=True)
-            for a, b in zip(one, other, strict=True)
+            for one, other in zip(picked, dense, strict=True)
+            for a, b in zip(one, other["picked"], strict=True)
         ]
-        nll = sum(found["nll"]) / len(found["nll"])
+
+        def mean(name: str) -> float:
+            return sum(record[name] for record in found) / len(found)
+
+        right = answered(Texts(given.tokens[numbers], given.sought[numbers]), picked)
+        seconds = round(mean("seconds") * len(found), 3)
         return Cell(
-            length, answered(given, found["picked"]), sum(same) / len(same), nll,
-            found["density"], found["seconds"],
-        )  # fmt: skip
+            length, len(found), right, sum(same) / len(same), mean("nll"), mean("density"), seconds
+        )
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Return the generator of a text."""
+    return torch.Generator().manual_seed(int(key_of(seed, number), 16) >> 17)
+
+
+def _pair(text: Texts) -> tuple[Tensor, Tensor]:
+    return text.tokens, text.sought
 
 
 def answered(given: Texts, picked: list[list[int]]) -> dict[str, float]:

@@ -6,9 +6,12 @@ from typing import Any
 
 from dit_sparse.haystack import TASKS
 from dit_sparse.quality.cases import DENSE
-from dit_sparse.quality.needle import ASKED, TAIL, Result, Row
+from dit_sparse.quality.intervals import wilson
+from dit_sparse.quality.needle import ASKED, TAIL, Cell, Result, Row
 
-TITLES = ("method", "density", *(f"{task}, %" for task in TASKS), "as dense, %", "perplexity")
+TITLES = (
+    "method", "density", "texts", *(f"{task}, %" for task in TASKS), "as dense, %", "perplexity",
+)  # fmt: skip
 
 
 def table(result: Result, length: int) -> list[list[str]]:
@@ -30,8 +33,9 @@ def notes(result: Result) -> list[str]:
     """Return what belongs under the tables."""
     asked = ", ".join(f"{n} of {task}" for task, n in ASKED.items())
     found = [
-        f"{result.count} texts per length, the same for every row, each with {asked}; a question "
-        "is answered when all tokens of its answer are found",
+        f"the same {result.count} texts of each length for every row, each with {asked}; a "
+        "question is answered when all tokens of its answer are found",
+        "in brackets: 95 % intervals (Wilson), taking questions for independent",
         "as dense: looked-up tokens, right or wrong, that are the dense model's; perplexity: of "
         f"filler among the last {TAIL} tokens",
         "density: exact query-key pairs of the calls that are sparse",
@@ -48,10 +52,17 @@ def _line(row: Row, length: int) -> list[str]:
     return [
         row.label,
         "" if dense else f"{cell.density:.3f}",
-        *(f"{100 * cell.right[task]:.1f}" for task in TASKS),
+        str(cell.texts),
+        *(_share(cell, task) for task in TASKS),
         "" if dense or cell.agreement is None else f"{100 * cell.agreement:.1f}",
         f"{cell.perplexity:.2f}",
     ]
+
+
+def _share(cell: Cell, task: str) -> str:
+    """Return the questions of a task that were answered, with an interval."""
+    low, high = wilson(cell.right[task], cell.texts * ASKED[task])
+    return f"{100 * cell.right[task]:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _row(cells: Any) -> str:

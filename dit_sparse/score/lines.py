@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.constants import constant
-from dit_sparse.core import QKV, Context, Known, Layout
+from dit_sparse.core import QKV, Context, Known, Layout, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.pool import pool_blocks
 
@@ -62,13 +62,16 @@ class Lines:
     def check(self, known: Known) -> None:
         """Raise unless every sparse layer has a row with a shape for each head."""
         for layer in known.layers if self.heads else ():
-            self._row(layer, known.heads)
+            layer_row(self.heads, layer, known.heads, "heads", "shape")
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         if not ctx.causal:
             raise ArgumentError("causal=False: slashes are distances to the past; use causal=True")
         heads, device = x.q.shape[1], x.q.device
-        row = self._row(ctx.layer, heads) if self.heads else (self.shape,) * heads
+        row = (self.shape,) * heads
+        if self.heads:
+            total, mine = ctx.held(heads)
+            row = layer_row(self.heads, ctx.layer, total, "heads", "shape")[mine]
         q, k = x.q.detach(), x.k.detach()
         if heads > k.shape[1]:
             k = k.repeat_interleave(heads // k.shape[1], 1)
@@ -87,16 +90,6 @@ class Lines:
         # head by head: the n-th of those of its shape
         seen = {text: iter(part.unbind(1)) for text, part in parts.items()}
         return torch.stack([next(seen[text]) for text in row], 1)
-
-    def _row(self, layer: int, heads: int | None) -> tuple[str, ...]:
-        """Return the shapes of a layer's heads."""
-        row = self.heads[layer] if layer < len(self.heads) else ()
-        if heads is not None and len(row) != heads:
-            raise ArgumentError(
-                f"heads: layer {layer} has {len(row)} shapes, the model {heads} heads; write one "
-                "shape per head for each layer"
-            )
-        return row
 
     def _window(
         self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, first: int, local: int

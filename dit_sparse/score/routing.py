@@ -1,4 +1,4 @@
-"""What becomes of single queries' gates: keys convolved before, heads of a group joined after."""
+"""What becomes of single queries' gates: keys convolved before."""
 
 from __future__ import annotations
 
@@ -30,18 +30,3 @@ class Convolved:
         routed = (k + F.silu(mixed)).unflatten(1, x.k.shape[1::2]).transpose(2, 3)
         # in a cache of its own: the stages after this one attend to the keys as they are
         return self.gate(x._replace(k=routed), layout, replace(ctx, cache={}))
-
-
-@dataclass(frozen=True)
-class GroupMean:
-    """The mean of `gate` over the query heads of each key head: one choice for a group.
-
-    Used by block top-k.
-    """
-
-    gate: Score
-
-    def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        score, heads = self.gate(x, layout, ctx), x.k.shape[1]
-        mean = score.unflatten(1, (heads, -1)).mean(2)
-        return mean.repeat_interleave(score.shape[1] // heads, 1)

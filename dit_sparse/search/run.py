@@ -44,8 +44,9 @@ class Search:
     sample: (prompt, seed, **options of the call) -> a generation with frames [F, H, W, 3] in 0..1
     and `denoising` seconds. settings, machine: what the values depend on besides. begins: shares of
     the steps at which the parts after the first begin. checks: on how many videos a found table is
-    tried. tell: hears of each generation, or of each layer whose effects are known, with the number
-    of them and what it was. steps: of a generation, to estimate the time left.
+    tried. hold: the first part stays dense. tell: hears of each generation, or of each layer whose
+    effects are known, with the number of them and what it was. steps: of a generation, to estimate
+    the time left.
     """
 
     pipe: Any
@@ -57,6 +58,7 @@ class Search:
     machine: dict[str, Any]
     begins: tuple[float, ...] = ()
     checks: int = 1
+    hold: bool = True
     weigh: bool = True
     tell: Tell = lambda done, total, note: None
     steps: int = 1
@@ -114,6 +116,11 @@ class Search:
             tables.append(record["table"])
         return self._params(majority(tables, "".join(c.letter for c in self.candidates)))
 
+    @property
+    def held(self) -> int:
+        """How many parts, the first ones, stay dense."""
+        return int(self.hold and bool(self.begins))
+
     @cached_property
     def progress(self) -> Progress:
         """How far it is."""
@@ -124,7 +131,7 @@ class Search:
         """What was measured, as the choice takes it."""
         records = [self._errors(video) for video in self.videos]
         times = self._times()
-        every = torch.stack([_parted(r["errors"], self.begins) for r in records]).mean(0)
+        every = torch.stack([self._parted(r["errors"]) for r in records]).mean(0)
         fixed, each = torch.tensor(times["seconds"], dtype=torch.float64).T
         steps = tuple(map(len, self._parts()))
         # without a measure of it, any error does the same
@@ -142,8 +149,10 @@ class Search:
         return self._errors(self.videos[0])["calls"]
 
     def params(self, choice: Tensor) -> dict[str, Any]:
-        """Return the parameters of `mixed` for a choice [P, L, H]; equal neighbours are joined."""
+        """Return the parameters of `mixed` for a choice [P, L, H] of the parts that are not held;
+        equal neighbours are joined."""
         letters = [c.letter for c in self.candidates]
+        choice = torch.cat([torch.zeros_like(choice[:1])] * self.held + [choice])
         rows = [["".join(letters[n] for n in heads) for heads in part] for part in choice.tolist()]
         return self._params(rows, self.begins)
 
@@ -151,11 +160,10 @@ class Search:
         """Return the choice [P, L, H] of parameters that `params` gave."""
         heads = get("mixed", **params).compute.heads  # type: ignore[attr-defined]
         problem, letters = self.problem, [c.letter for c in self.candidates]
-        steps, (_, layers, count, _) = sum(problem.steps), problem.errors.shape
-        first = [sum(problem.steps[:p]) for p in range(len(problem.steps))]
+        steps, (_, layers, count, _) = self._parts()[-1][-1] + 1, problem.errors.shape
         return torch.tensor([
-            [[letters.index(c) for c in heads.row(n, step, steps, count)] for n in range(layers)]
-            for step in first
+            [[letters.index(c) for c in heads.row(n, part[0], steps, count)] for n in range(layers)]
+            for part in self._parts()
         ])  # fmt: skip
 
     def measured(self, params: dict[str, Any]) -> dict[str, float]:
@@ -182,7 +190,7 @@ class Search:
         best trade, over videos and over parts.
         """
         problem, choice = self.problem, self.choice(params)
-        parts = [_parted(self._errors(v)["errors"], self.begins) for v in self.videos]
+        parts = [self._parted(self._errors(v)["errors"]) for v in self.videos]
         # the trade at which the mean head is indifferent between dense and half the error
         price = float(problem.each[0]) / max(1e-12, float(problem.errors[..., 1:].median()))
         best = [(problem.each + price * e).argmin(-1) for e in parts]
@@ -307,9 +315,10 @@ class Search:
         generations = more + self.checks + (self._get("times") is None) + len(self.videos)
         asked = 0
         for video in self.videos if self.weigh else ():
-            places = range(len(self.begins) + 1) if new else self._missing(video)
+            parts = range(self.held, len(self.begins) + 1)
+            places = parts if new else self._missing(video)
             if places:
-                generations += 1 + len(self.begins) + 1
+                generations += 1 + len(parts)
                 asked += len(places) * layers_of(self.pipe)
         self.progress.expect((generations, 1), (new, self.trying), (asked, self.asking))
 
@@ -325,10 +334,18 @@ class Search:
         return (len(self.candidates) - 1) / (2 * self.steps)
 
     def _parts(self) -> list[list[int]]:
-        """Return the steps of each part."""
+        """Return the steps of each part that is not held."""
         steps = range(len(self._errors(self.videos[0])["errors"]))
         part = [part_of(step, len(steps), self.begins) for step in steps]
-        return [[n for n in steps if part[n] == p] for p in range(len(self.begins) + 1)]
+        parts = [[n for n in steps if part[n] == p] for p in range(len(self.begins) + 1)]
+        if not all(parts):
+            raise ArgumentError(f"--parts {len(parts)} are too many for {len(steps)} steps")
+        return parts[self.held :]
+
+    def _parted(self, errors: list[Any]) -> Tensor:
+        """Return the mean errors of the steps of each part, [P, L, H, C] float64."""
+        every = torch.tensor(errors, dtype=torch.float64)
+        return torch.stack([every[steps].mean(0) for steps in self._parts()])
 
     def _params(self, tables: list[list[str]], begins: tuple[float, ...] = ()) -> dict[str, Any]:
         """Return parameters of `mixed` from tables by part; without begins, by equal parts."""
@@ -351,13 +368,3 @@ class Search:
     def _add(self, record: dict[str, Any], *parts: Any) -> dict[str, Any]:
         self.store.add(self._key(*parts), {"what": parts[0], **record})
         return record
-
-
-def _parted(errors: list[Any], begins: tuple[float, ...]) -> Tensor:
-    """Return the mean errors of the steps of each part, [P, L, H, C] float64."""
-    every = torch.tensor(errors, dtype=torch.float64)
-    part = torch.tensor([part_of(step, len(every), begins) for step in range(len(every))])
-    empty = [n for n in range(len(begins) + 1) if not bool((part == n).any())]
-    if empty:
-        raise ArgumentError(f"--parts {len(begins) + 1} are too many for {len(every)} steps")
-    return torch.stack([every[part == n].mean(0) for n in range(len(begins) + 1)])

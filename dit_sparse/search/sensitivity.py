@@ -1,13 +1,14 @@
 """What each choice does to the video, by what it does to the prediction of the model.
 
     harm(p, n, h, c) = unit(p) effect(p, n, c) error(p, n, h, c) / sum over heads of error(p, n, c)
-    unit(p)          = geometric mean over v of lost(v, p) / (steps of p sum_n effect(p, n, m))
+    unit(p)          = mean over v of lost(v, p) / (steps of p sum_n effect(p, n, m))
 
 lost(v, p) is the mean squared difference of video v from the dense one when all layers have
 candidate m in part p alone: what an error of the prediction does to the video depends on when it is
-made. Geometric means, for what is reported is the mean PSNR. The sum of all harm is the squared
-difference of the video as far as the harms of different places are independent. Generations of
-fewer steps would not do: what they bear is another thing.
+made. Not the geometric mean: a part that spoils one video in ten spoils it by a hundred times what
+the others lose. The sum of all harm is the squared difference of the video as far as the harms of
+different places are independent. Generations of fewer steps would not do: what they bear is another
+thing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def harm(errors: Tensor, effects: Tensor, steps: tuple[int, ...], lost: Tensor) 
     errors: [P, L, H, C] of attention; effects: [P, L, C]; lost: [V, P] of the `trials`.
     """
     tried = torch.stack([effects.gather(2, c[..., None]).sum() for c in trials(effects)])
-    log = lost.clamp(min=LEAST).log().mean(0)
-    unit = (log - (tried * torch.tensor(steps)).clamp(min=LEAST).log()).exp()
+    unit = lost.mean(0) / (tried * torch.tensor(steps)).clamp(min=LEAST)
     share = errors / errors.sum(2, keepdim=True).clamp(min=LEAST)
     return unit[:, None, None, None] * effects[:, :, None] * share

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.constants import constant
-from dit_sparse.core import Context, Known, Layout, Select
+from dit_sparse.core import Context, Known, Layout, Select, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.lists import top_blocks
 from dit_sparse.kernels.select import budget_classes
@@ -36,7 +36,7 @@ class ForcedTopP:
     def check(self, known: Known) -> None:
         """Raise unless every sparse layer has a row with a share for each head."""
         for layer in known.layers if self.table else ():
-            self._row(layer, known.heads)
+            layer_row(self.table, layer, known.heads, "heads", "share")
 
     def capacity(self, columns: int) -> None:
         return None
@@ -47,7 +47,8 @@ class ForcedTopP:
             return visible.to(torch.int8)
         share: Tensor | float = self.top_p
         if self.table:
-            row = self._row(ctx.layer, score.shape[1])
+            total, mine = ctx.held(score.shape[1])
+            row = layer_row(self.table, ctx.layer, total, "heads", "share")[mine]
             share = constant(row, score.dtype, str(score.device))[:, None, None]
         mass, rank = score.clamp(min=0), score
         forced = torch.zeros_like(visible)
@@ -59,16 +60,6 @@ class ForcedTopP:
         kept = budget_classes(rank, goal, mass, impl=ctx.impl) == 0
         # "not below": NaN stays, so that it shows
         return (kept & ~(score <= 0) | forced).to(torch.int8)
-
-    def _row(self, layer: int, heads: int | None) -> tuple[float, ...]:
-        """Return the shares of a layer's heads."""
-        row = self.table[layer] if layer < len(self.table) else ()
-        if heads is not None and len(row) != heads:
-            raise ArgumentError(
-                f"heads: layer {layer} has {len(row)} shares, the model {heads} heads; write one "
-                "share per head for each layer"
-            )
-        return row
 
 
 @dataclass(frozen=True)

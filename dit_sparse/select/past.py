@@ -38,7 +38,8 @@ class WithinFactor:
     """Each row keeps the blocks of score >= ln(min(1, factor / S)), S keys; "not below": NaN shows.
 
     prefill, decode: the factor for several queries and for a single one; 0 keeps every block. Up to
-    `factor` keys, a block must hold a query's largest logit so far. Used by BLASST.
+    `factor` keys, a block must hold a query's largest logit so far. Where the score is left to a
+    kernel, that logarithm is the plan's edge. Used by BLASST.
     """
 
     prefill: float
@@ -51,4 +52,6 @@ class WithinFactor:
         factor = self.decode if layout.q.length == 1 else self.prefill
         hidden = score == float("-inf")
         edge = log(min(1.0, factor / layout.kv.length)) if factor else float("-inf")
+        if "late" in ctx.cache:
+            ctx.cache["edge"] = edge
         return (~(score < edge) & ~hidden).to(torch.int8)

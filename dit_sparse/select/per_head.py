@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_sparse.constants import constant
-from dit_sparse.core import Context, Known, Layout
+from dit_sparse.core import Context, Known, Layout, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import check_share
 
@@ -77,47 +78,34 @@ class Table:
 
     def __call__(self, ctx: Context, heads: int) -> str:
         """Return the letters of the heads of a call, at its layer and step."""
-        first, total = (ctx.heads.first, ctx.heads.total) if ctx.heads else (0, heads)
-        if isinstance(self.rows, str):
-            row = self.rows * -(-total // len(self.rows))
-        else:
-            row = self._row(ctx.layer, ctx.step, ctx.steps, total)
-        return row[first : first + heads]
+        total, mine = ctx.held(heads)
+        return self._row(ctx.layer, ctx.step, ctx.steps, total)[mine]
 
     def check(self, known: Known) -> None:
         """Raise unless every sparse layer has a row, at every sparse step, a letter per head."""
-        if isinstance(self.rows, str):
-            return
         steps = range(1)
-        if isinstance(self.rows[0], tuple):
+        if self._by_step:
             # the number of steps follows from the table; the last one is sparse in any case
             steps = known.steps or range(len(self.rows))[-1:]
         for step in steps:
             for layer in known.layers:
                 self._row(layer, step, steps.stop, known.heads)
 
+    @property
+    def _by_step(self) -> bool:
+        return isinstance(self.rows[0], tuple)
+
     def _row(self, layer: int, step: int, steps: int, heads: int | None) -> str:
         """Return the row of a layer and step; heads=None takes any length."""
-        rows = self.rows
-        if isinstance(rows[0], tuple):
+        rows: Any = self.rows
+        if self._by_step:
             if not step < steps == len(rows):
                 raise ArgumentError(
                     f"table has rows for {len(rows)} steps, this is step {step} of "
                     f"{steps}; a table by steps serves one number of steps"
                 )
             rows = rows[step]
-        if layer >= len(rows):
-            raise ArgumentError(
-                f"table has {len(rows)} layers; layer {layer} is beyond its last, "
-                f"{len(rows) - 1} (counted from 0)"
-            )
-        row = rows[layer]
-        if heads is not None and len(row) != heads:
-            raise ArgumentError(
-                f"table: layer {layer} has {len(row)} letters, the model {heads} heads; "
-                "write one letter per head"
-            )
-        return str(row)
+        return layer_row(rows, layer, heads, "table", "letter")
 
 
 @dataclass(frozen=True)
