@@ -34,7 +34,7 @@ class Plan:
     level: [B, H, M, N] int8; 0 = left to the remainder, 1 = exact, l > 1 = pooled by 2^(l-1).
     causal: query i sees keys j <= i + Skv - Sq. capacity: a known upper bound of the kept
     blocks per row, so that the lists need not be N wide. edge: compute leaves out more, the blocks
-    whose weights its softmax finds to be below e^edge on its way (see kernels/skip.py).
+    whose largest weight stays below e^edge of the largest before them (see kernels/skip.py).
     """
 
     layout: Layout
@@ -64,7 +64,8 @@ class Plan:
     def density(self) -> Tensor:
         """Return the share of the visible query-key pairs that is computed, a 0-d float32 tensor.
 
-        A block of level l has 2^(l-1) times fewer pairs to compute; one of level 0 has none.
+        A block of level l has 2^(l-1) times fewer pairs to compute; one of level 0 has none. With
+        an edge an upper bound: what compute did is ctx.cache["density"].
         """
         level, pairs = self.level, self.pairs().float()
         work = torch.where(level > 0, torch.exp2(1.0 - level), 0.0)

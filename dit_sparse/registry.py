@@ -63,7 +63,7 @@ def register(
 def _modules() -> dict[str, str]:
     """Return the module that registers each method: ours, and those of others' entry points."""
     ours = pkgutil.iter_modules(importlib.import_module("dit_sparse.methods").__path__)
-    theirs = {point.name: point.value for point in entry_points(group="dit_sparse.methods")}
+    theirs = {point.name: point.module for point in entry_points(group="dit_sparse.methods")}
     return theirs | {module.name: f"dit_sparse.methods.{module.name}" for module in ours}
 
 

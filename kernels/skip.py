@@ -24,6 +24,7 @@ from dit_sparse.kernels.contract import _fail, _shaped, allocate, as_scale
 from dit_sparse.kernels.pool import pick
 
 TILE = (128, 64)
+STAGES = 2
 # the largest head dim that the kernel takes
 WIDEST = 256
 
@@ -99,9 +100,18 @@ def _launch(
         *out.stride()[:3], heads, heads // k.shape[1], tiles, s_q, k.shape[2], scale, limit,
         DIM=dim, DIM_V=dim_v, HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, BLOCK_M=tile[0],
         BLOCK_N=tile[1], USE_TMA=v_desc is not None, IS_CAUSAL=causal, PRECISION=precision(),
-        num_warps=8 if tile[0] > 64 and head_dim > 128 else 4, num_stages=2,
+        num_warps=8 if tile[0] > 64 and head_dim > 128 else 4, num_stages=STAGES,
     )  # fmt: skip
     return out, lse, done
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, tile: tuple[int, int]) -> bool:
+    """Return whether a GPU's shared memory holds a tile of queries and two of keys and values."""
+    if q.device.type != "cuda":
+        return True
+    room = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+    width = tile[0] * q.shape[3] + STAGES * tile[1] * (k.shape[3] + v.shape[3])
+    return width * q.element_size() <= room
 
 
 def _tiled(

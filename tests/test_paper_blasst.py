@@ -1,5 +1,6 @@
 """BLASST (2512.12087): what skipping by the running maximum implies."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import exp, log
 
@@ -23,6 +24,15 @@ LENGTHS = [(96, 96), (101, 101), (40, 131), (1, 120)]
 
 def blasst(factor, **params):
     return dit_sparse.get("blasst", factor=factor, decode_factor=factor, block=BLOCK, **params)
+
+
+@pytest.mark.parametrize("stage", ["select", "compute"])
+def test_stages_that_leave_the_choice_to_each_other_go_together(stage):
+    """Another stage in the place of one would choose from zeros, or nothing."""
+    method = replace(blasst(2.0), **{stage: getattr(dit_sparse.get("pisa", keep=0.5), stage)})
+    x = problem(96).x
+    with pytest.raises(ArgumentError, match="choice to compute"):
+        dit_sparse.attention(*x, method, causal=True)
 
 
 def online(x, factor):

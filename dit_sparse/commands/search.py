@@ -84,7 +84,7 @@ def search(
         int | None, option(VIDEOS, "So many of the prompts (default 1, of a file all).")
     ] = None,
     checks: Annotated[
-        int, option(VIDEOS, "On so many of them a found profile is tried (default 2).")
+        int, option(VIDEOS, "On so many of them, at most, a found profile is tried (default 2).")
     ] = 2,
     seed: FirstSeed = 0,
     steps: Steps = None,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit_sparse.compute.attend import Attend
 from dit_sparse.core import QKV, Context, Layout, Plan, on_device
+from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.pool import pick
 from dit_sparse.kernels.skip import WIDEST, skipping_attention
@@ -27,6 +28,8 @@ class AttendSkipping:
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         if plan.edge is None:
+            if "late" in ctx.cache:
+                raise ArgumentError("the score leaves the choice to compute; select gives no edge")
             return Attend()(x, plan, ctx)
         if not torch.compiler.is_compiling():
             name = pick(x.q, ctx.impl, *x[1:], limit=WIDEST)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context, Layout
+from dit_sparse.kernels.skip import fits
 
 # numbers of the largest temporary map
 SCRATCH = 1 << 26
@@ -32,7 +33,7 @@ class BelowPeak:
     late: bool = False
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        if self.late and _on_the_way(x, ctx):
+        if self.late and _on_the_way(x, layout, ctx):
             ctx.cache["late"] = True
             shape = (*x.q.shape[:2], layout.q.count, layout.kv.count)
             return x.q.new_zeros((), dtype=torch.float32).expand(shape)
@@ -66,8 +67,10 @@ class BelowPeak:
         return shared.repeat_interleave(heads // groups, 1)
 
 
-def _on_the_way(x: QKV, ctx: Context) -> bool:
+def _on_the_way(x: QKV, layout: Layout, ctx: Context) -> bool:
     """Tell whether the kernel that skips takes a call."""
+    if torch.compiler.is_compiling() or not fits(*x, (layout.q.size, layout.kv.size)):
+        return False
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in x)
     plain = ctx.causal and ctx.grid is None and ctx.impl != "reference"
     return plain and not wanted and x.q.shape[2] > 1

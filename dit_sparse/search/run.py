@@ -71,7 +71,7 @@ class Search:
 
     def for_speedup(self, budget: float) -> dict[str, Any]:
         """Return the parameters of the most exact table that should be so many times faster."""
-        self._expect(self.checks)
+        self._expect(0)
         whole = self._dense(self.videos[0])["seconds"]
         attention = self.calls * self.problem.seconds(self.problem.dense())
         left = (whole / budget - (whole - attention)) / self.calls
@@ -80,8 +80,9 @@ class Search:
             least = self.problem.seconds(self.problem.at(0.0)) * self.calls
             best = whole / (whole - attention + least)
             raise ArgumentError(
-                f"--speedup {budget:g} cannot be reached: attention is {attention / whole:.0%} of "
-                f"a generation, and with the fastest candidates it is {best:.2f} times faster"
+                f"--speedup {budget:g} cannot be reached: what may be sparse is "
+                f"{attention / whole:.0%} of a generation, and with the fastest candidates it is "
+                f"{best:.2f} times faster"
             )
         return self.params(found)
 
@@ -90,7 +91,7 @@ class Search:
 
         The first is the one that should be; the next makes up for what that missed, and so on.
         """
-        self._expect(self.checks * (TRIES + 1))
+        self._expect(self.checks * (TRIES - 1))
         aim, found = budget, {0: self.problem.dense()}
         for number in range(1, TRIES + 1):
             choice = near(self.problem, aim)
@@ -234,6 +235,11 @@ class Search:
             asked = partial(self.progress.did, self.asking, "effects")
             effects = Effects(self.candidates, missing, known, asked)
             self._observe(video, effects, "effects", within=effects.asking(self.pipe))
+        if unasked := sorted(self._missing(video)):
+            raise ArgumentError(
+                f"the model could not be asked at steps {unasked}: its transformer was not called "
+                "there, or compiled as a whole; --alike needs no effects"
+            )
         keys = [self._key("effects", video, n) for n in self._places]
         return [self.store.records[key]["effects"] for key in keys]
 
