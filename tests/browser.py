@@ -18,7 +18,8 @@ SCREENSHOTS = Path(os.environ.get("DIT_SPARSE_SCREENSHOTS", ROOT / "build" / "sc
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 WAIT = 120_000  # ms; for a busy machine
-LONG = 129  # frames of a generation that nobody waits for
+# of a generation that nobody waits for: some twenty seconds on an idle machine
+LONG, LARGE = 129, (96, 96)
 # any of its steps: a busy browser may never show the first one
 LONG_RUNS = r"dense: step \d+ of 50"
 STATUS = "#status .said p"
@@ -103,6 +104,7 @@ def enter(page, field, text):
 def long(page):
     """Start a generation that nobody will wait for; returns when it has the device."""
     more(page)
+    enter(page, "size", "{} x {}".format(*LARGE))
     enter(page, "frames", str(LONG))
     enter(page, "steps", "50")
     page.locator("#go").click()

@@ -7,7 +7,7 @@ the built-in one.
 import pytest
 
 from dit_sparse.demos import evaluations
-from tests.browser import LONG, opened, served, visit
+from tests.browser import LARGE, LONG, opened, served, visit
 from tests.demo_material import made
 from tests.tiny_wan import TRAINED, save
 
@@ -21,7 +21,8 @@ def scratch(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A model folder with an evaluation beside it."""
-    trained = {**TRAINED, "frames": [*TRAINED["frames"], LONG]}
+    more = {"sizes": [*TRAINED["sizes"], [*LARGE]], "frames": [*TRAINED["frames"], LONG]}
+    trained = {**TRAINED, **more}
     folder = save(tmp_path_factory.mktemp("model"), trained)
     made().write(folder / evaluations.FILE)
     return folder
