@@ -14,16 +14,13 @@ from tests.tiny_text import BAND, LEFT, TOKENS, build, generate, left
 
 PAGE, STEPS = 4, 10
 
+pytest_plugins = "tests.text_fixtures"
+
 
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(2, 61, (2, TOKENS))
 
 
 @pytest.fixture

@@ -21,16 +21,13 @@ from tests.tiny_text import (
     whole,
 )
 
+pytest_plugins = "tests.text_fixtures"
+
 
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(2, 61, (2, TOKENS))
 
 
 def runs(model, ids):

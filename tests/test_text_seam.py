@@ -10,16 +10,13 @@ import dit_sparse
 from dit_sparse.integrations import transformers as text
 from tests.tiny_text import BAND, SIZES, TOKENS, build, generate, left, sparse, whole
 
+pytest_plugins = "tests.text_fixtures"
+
 
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(2, 61, (2, TOKENS))
 
 
 def odd_masks(ids):

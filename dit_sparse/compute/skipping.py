@@ -14,6 +14,9 @@ from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.pool import pick
 from dit_sparse.kernels.skip import WIDEST, skipping_attention
 
+# a density of 1 but for float32's rounding
+WHOLE = 1 - 1e-5
+
 
 @dataclass(frozen=True)
 class AttendSkipping:
@@ -28,7 +31,8 @@ class AttendSkipping:
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         if plan.edge is None:
-            if "late" in ctx.cache:
+            # of scores that were left out, only a choice of everything is one
+            if "late" in ctx.cache and plan.density() < WHOLE:
                 raise ArgumentError("the score leaves the choice to compute; select gives no edge")
             return Attend()(x, plan, ctx)
         if not torch.compiler.is_compiling():

@@ -72,17 +72,18 @@ class Effects:
             return
         self._done.add(step)
         try:
-            layers = sorted(self._layers[step])
-            found = [self._row(root, args, kwargs, output[0], n) for n in layers]
+            size, layers = _squares(output[0]), sorted(self._layers[step])
+            found = [self._row(root, args, kwargs, output[0], size, n) for n in layers]
         finally:
             self._cell = None
         self.tell(step, found)
 
     def _row(
-        self, root: nn.Module, args: Any, kwargs: Any, truth: Tensor, layer: int
+        self, root: nn.Module, args: Any, kwargs: Any, truth: Tensor, size: float, layer: int
     ) -> list[float]:
-        """Return the effects of all candidates in a layer; waits for the device."""
-        size, row = _squares(truth), [0.0]
+        """Return the effects of all candidates in a layer, where `truth` has this sum of squares;
+        waits for the device."""
+        row = [0.0]
         for candidate in self.candidates[1:]:
             self._cell = layer, candidate
             row.append(_squares(root(*args, **kwargs)[0] - truth) / size)

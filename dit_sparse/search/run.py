@@ -175,12 +175,9 @@ class Search:
         for video in self.videos[: self.checks]:
             record = self._get("table", video, params)
             if record is None:
-                plain = self._frames(video)
-                dit_sparse.enable(self.pipe, get("mixed", **params))
-                run = self._sample(video, "table tried")
-                report = dit_sparse.report(self.pipe)
-                psnr = min(MOST_DB, metrics.psnr(run.frames, plain))
-                record = {"psnr": psnr, "seconds": run.denoising, "density": report.density}
+                run, psnr = self._tried(video, params, "table tried")
+                density = dit_sparse.report(self.pipe).density
+                record = {"psnr": psnr, "seconds": run.denoising, "density": density}
                 self._add(record, "table", video, params)
             dense = self._dense(video)["seconds"]
             found.append({**record, "speedup": dense / record["seconds"]})
@@ -218,12 +215,16 @@ class Search:
         params = self.params(choice[..., None].expand(-1, -1, heads))
         record = self._get("trial", video, params)
         if record is None:
-            plain = self._frames(video)
-            dit_sparse.enable(self.pipe, get("mixed", **params))
-            frames = self._sample(video, "sensitivity").frames
-            psnr = min(MOST_DB, metrics.psnr(frames, plain))
+            _, psnr = self._tried(video, params, "sensitivity")
             record = self._add({"psnr": psnr}, "trial", video, params)
         return 10 ** (-record["psnr"] / 10)
+
+    def _tried(self, video: Video, params: dict[str, Any], note: str) -> tuple[Any, float]:
+        """Generate a video with a table; returns the generation and its PSNR against dense."""
+        plain = self._frames(video)
+        dit_sparse.enable(self.pipe, get("mixed", **params))
+        run = self._sample(video, note)
+        return run, min(MOST_DB, metrics.psnr(run.frames, plain))
 
     def _effects(self, video: Video) -> list[list[list[float]]]:
         """Return what each candidate in each layer does to the prediction, [P, L, C]: at one step
@@ -272,10 +273,10 @@ class Search:
         """Return the time of all candidates, measured at a few layers."""
         record = self._get("times")
         if record is None:
-            layers = len(self._errors(self.videos[0])["errors"][0])
-            places = tuple(sorted({n * (layers - 1) // (PLACES - 1) for n in range(PLACES)}))
-            steps = len(self._errors(self.videos[0])["errors"])
-            times = Times(self.candidates, places, steps)
+            errors = self._errors(self.videos[0])["errors"]
+            last = len(errors[0]) - 1
+            places = tuple(sorted({n * last // (PLACES - 1) for n in range(PLACES)}))
+            times = Times(self.candidates, places, len(errors))
             self._observe(self.videos[0], times, "times", num_inference_steps=1)
             record = self._add(times.told(), "times")
         return record
