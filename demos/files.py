@@ -5,11 +5,14 @@ What is kept for the page's owner is a copy elsewhere, which the page does not g
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import threading
 import time
 from pathlib import Path
+
+LOG = logging.getLogger("dit_sparse")
 
 KEPT = 3  # generations of a visitor; the oldest makes room
 LONGEST = 3600.0  # seconds; who closes a page tells, but a lost connection may not
@@ -36,9 +39,15 @@ class Files:
         return folder
 
     def save(self, folder: Path) -> None:
-        """Copy the files of a finished generation to where they are kept."""
-        if self.keep is not None:
-            shutil.copytree(folder, self.keep / folder.name)
+        """Copy the files of a finished generation to where they are kept, if that can be."""
+        if self.keep is None:
+            return
+        copy = self.keep / folder.name
+        try:
+            shutil.copytree(folder, copy)
+        except OSError as error:
+            self._remove([copy])
+            LOG.warning("no copy of a generation in %s: %s", self.keep, error)
 
     def drop(self, visitor: str) -> None:
         """Remove the files of a visitor who has gone."""

@@ -255,7 +255,7 @@ class Runner:
 
 def too_long(limit: float) -> str:
     """Say that a work was ended by the limit of time, and what would fit into it."""
-    allowed = f"{limit / 60:g} minutes" if limit >= 120 else f"{limit:g} seconds"
+    allowed = f"{limit / 60:.3g} minutes" if limit >= 120 else f"{limit:g} seconds"
     return (
         f"This took longer than {allowed}, the most that one visitor may have the device: "
         "choose fewer frames or steps, or a smaller size."

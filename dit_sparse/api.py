@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import IMPLS, QUANTS, as_scale
+from dit_sparse.kernels.contract import QUANTS, as_scale
+from dit_sparse.parameters import check_impl
 from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
@@ -106,8 +107,7 @@ def _prepare(
     params: dict[str, Any],
 ) -> tuple[QKV, Context, Method]:
     """Check the arguments of `attention` and `plan` and build the values they share."""
-    if impl not in IMPLS:
-        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    check_impl(impl)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")

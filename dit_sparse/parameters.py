@@ -1,11 +1,12 @@
-"""What a method's parameter takes: the type of its default, a count, a share."""
+"""What a parameter takes: the type of its default, a count, a share, the name of kernels."""
 
 from __future__ import annotations
 
 from math import floor
 from typing import Any
 
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, MissingDependencyError
+from dit_sparse.kernels.choice import IMPLS, triton_missing
 
 
 def as_tuples(value: Any) -> Any:
@@ -60,6 +61,14 @@ def check_share(name: str, value: float, zero: str = "") -> None:
     if not number or not 0 <= value <= 1 or not (value or zero):
         rule = f"from 0 to 1 (0: {zero})" if zero else "above 0 and at most 1"
         raise ArgumentError(f"{name}={value!r} must be a share {rule}")
+
+
+def check_impl(impl: str) -> None:
+    """Raise unless `impl` names kernels that this machine has."""
+    if impl not in IMPLS:
+        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    if impl == "triton" and triton_missing():
+        raise MissingDependencyError(f"impl={impl!r} cannot run: {triton_missing()}")
 
 
 def quota(share: float, n: int, least: int = 1) -> int:

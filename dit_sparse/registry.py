@@ -9,9 +9,9 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any
 
+from dit_sparse import plugins
 from dit_sparse.core import Method
 from dit_sparse.errors import UnknownNameError
 from dit_sparse.parameters import checked
@@ -60,27 +60,26 @@ def register(
 
 
 @functools.cache
-def _modules() -> dict[str, str]:
-    """Return the module that registers each method: ours, and those of others' entry points."""
-    ours = pkgutil.iter_modules(importlib.import_module("dit_sparse.methods").__path__)
-    theirs = {point.name: point.module for point in entry_points(group="dit_sparse.methods")}
-    return theirs | {module.name: f"dit_sparse.methods.{module.name}" for module in ours}
+def _ours() -> frozenset[str]:
+    """Return the methods with a file of ours."""
+    path = importlib.import_module("dit_sparse.methods").__path__
+    return frozenset(module.name for module in pkgutil.iter_modules(path))
 
 
 def methods() -> list[str]:
     """Return the sorted names of all methods."""
-    return sorted(_modules().keys() | _entries)
+    return sorted(_ours() | plugins.loaded(_entries, besides=_ours()) | _entries.keys())
 
 
 def entry(name: str) -> Entry:
     """Return the registered entry of a name; unknown names list the nearest."""
-    if name not in _entries and name in _modules():
-        importlib.import_module(_modules()[name])
+    if name not in _entries and name in _ours():
+        importlib.import_module(f"dit_sparse.methods.{name}")
+    elif name not in _entries and name in plugins.modules():
+        plugins.load(name, _entries)
     if name not in _entries:
-        others = [other for other in methods() if other != name]
-        near = difflib.get_close_matches(name, others, n=3, cutoff=0.4) or others
-        where = f"in {_modules()[name]}" if name in _modules() else "known"
-        raise UnknownNameError(f"method={name!r} is not {where}; nearest: {', '.join(near)}")
+        near = difflib.get_close_matches(name, methods(), n=3, cutoff=0.4) or methods()
+        raise UnknownNameError(f"method={name!r} is not known; nearest: {', '.join(near)}")
     return _entries[name]
 
 

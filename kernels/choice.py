@@ -22,8 +22,9 @@ def triton_missing() -> str:
     try:
         importlib.import_module("triton")
     except Exception as error:
-        package = "triton-windows" if sys.platform == "win32" else "triton"
-        return f"triton cannot be imported ({type(error).__name__}): pip install {package}"
+        other = {"win32": "pip install triton-windows", "darwin": "there is none for macOS"}
+        help = other.get(sys.platform, "pip install triton")
+        return f"triton cannot be imported ({type(error).__name__}): {help}"
     return ""
 
 

@@ -11,26 +11,16 @@ from dit_sparse.commands.request import Request
 from dit_sparse.demos import form
 from dit_sparse.demos.comparison import compare
 from dit_sparse.demos.runner import (
-    Runner,
     Said,
     Step,
 )
-from tests.tiny_wan import save
+
+pytest_plugins = "tests.demo_fixtures"
 
 GOOD = {
     "prompt": "a red circle moves right", "method": "pisa", "keep": 0.5, "steps": 2,
     "size": form.OWN, "frames": form.OWN, "seed": 0, "settings": "", "model": "shapes",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(save(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def runner():
-    return Runner("cpu")
 
 
 def asked(folder, **changes):

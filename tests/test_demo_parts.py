@@ -44,6 +44,16 @@ def test_copies_stay(tmp_path):
     assert len(list((tmp_path / "mine").iterdir())) == KEPT
 
 
+def test_a_copy_that_fails_is_told_and_costs_nothing(tmp_path, caplog):
+    """The visitor keeps the video, and no half of it stays."""
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    files = Files(tmp_path / "page", keep=tmp_path / "taken")
+    folder = files.new("me")
+    (folder / "video.mp4").write_bytes(b"x")
+    files.save(folder)
+    assert (folder / "video.mp4").exists() and "no copy" in caplog.text
+
+
 def test_bars_are_as_long_as_their_values():
     drawn = chart.bars("time", [("dense", 8.0, "8 s"), ("a < b", 2.0, "2 s")])
     long, short = (float(x) for x in re.findall(r'<rect[^>]* width="([\d.]+)"', drawn))

@@ -21,17 +21,8 @@ from dit_sparse.demos.runner import (
     too_long,
 )
 from dit_sparse.errors import ArgumentError
-from tests.tiny_wan import save
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(save(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def runner():
-    return Runner("cpu")
+pytest_plugins = "tests.demo_fixtures"
 
 
 def test_one_at_a_time(runner):
@@ -85,7 +76,8 @@ def test_stopping_frees_memory(runner, model, tmp_path, way):
         with pytest.raises(Stopped):
             list(work)
     gc.collect()
-    assert len(held) < 20 and all(ref() is None for ref in held)
+    # long before its end
+    assert len(held) < 40 and all(ref() is None for ref in held)
     assert not runner.stop("me"), "nothing of this visitor runs"
     assert [type(e) for e in runner.work("me", lambda turn: 1)] == [Done]
 
@@ -101,7 +93,7 @@ def test_the_time_of_one_work_is_bounded(model, tmp_path):
     # loading a model is not the visitor's fault, and who stops is not told of a limit
     with pytest.raises(Stopped):
         list(runner.work("me", lambda turn: turn.stopped.set() or turn.check()))
-    assert "15 minutes" in too_long(900)
+    assert "15 minutes" in too_long(900) and "16.7 minutes" in too_long(1000)
 
 
 def test_loading_does_not_count(monkeypatch):

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from dit_sparse.inspection.capture import Camera, Map, Where
 from dit_sparse.integrations.session import Call
 from dit_sparse.quality.probe import read
 from dit_sparse.quality.watch import watching
+from tests.demo_material import Reader
 from tests.probe import DRAFT, quiet
 from tests.test_cli import check
 from tests.test_cli import run as command
@@ -158,19 +158,6 @@ def test_colours():
     assert sorted(shades[1:-1], reverse=True) == shades[1:-1] and len(set(shades[1:-1])) == 5
 
 
-class Reader(HTMLParser):
-    """Collects the options and the addresses of a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.options, self.addresses, self.tags = 0, [], set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.options += tag == "option"
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset")]
-
-
 def test_page(shot, tmp_path):
     """One file with all pictures, no address outside itself, and no markup from a prompt."""
     bad = "<b>$tables</b> </script> & $$"
@@ -178,9 +165,9 @@ def test_page(shot, tmp_path):
     assert [p.name for p in files] == ["index.html", *(f"{v.name}.png" for v in shot.views)]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in files)
     text = files[0].read_text()
-    reader = Reader()
-    reader.feed(text)
-    assert reader.options == len(shot.views) and not reader.addresses and "b" not in reader.tags
+    reader = Reader(text)
+    assert len(reader.all("option")) == len(shot.views) and not reader.all("b")
+    assert not {"src", "href", "srcset"} & {name for _, attrs in reader.found for name in attrs}
     assert "http" not in text and text.count("</script>") == 1
     told = json.loads(re.search(r"const pictures = (\{.*?\}),", text)[1])
     for view, file in zip(shot.views, files[1:], strict=True):

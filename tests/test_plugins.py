@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import dit_sparse
-from dit_sparse import registry
+from dit_sparse import plugins, registry
 from dit_sparse.cli import app
-from dit_sparse.errors import ArgumentError, UnknownNameError
+from dit_sparse.errors import ArgumentError, MissingDependencyError
 from dit_sparse.testing import check_property
 
 MODULE = '''"""Mine (arXiv 2601.00000).
@@ -33,30 +33,37 @@ from dit_sparse.select.topk import TopK
 def mine(keep=0.2):
     return Method(Raster(16), PooledDot(), TopK(keep), Attend(remainder=Drop()))
 '''
-POINTS = """[dit_sparse.methods]
-mine = their_package
-pisa = their_package
-other = their_package
-"""
+WORKS = {"mine": "their_package", "pisa": "their_package"}
+FAILS = {
+    "other": ("their_package", "their_package does not register it"),
+    "broken": ("their_broken_package", "their_broken_package cannot be imported .ModuleNotFoundE"),
+}
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """A package with methods, as an installer leaves it."""
+def install(tmp_path, monkeypatch):
+    """Declare methods of a package, as an installer does."""
     (tmp_path / "their_package.py").write_text(MODULE)
+    (tmp_path / "their_broken_package.py").write_text("import not_installed")
     about = tmp_path / "their_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry._modules.cache_clear()
-    yield
-    registry._modules.cache_clear()
+
+    def declare(points):
+        lines = ["[dit_sparse.methods]", *(f"{name} = {where}" for name, where in points.items())]
+        (about / "entry_points.txt").write_text("\n".join(lines))
+        plugins.modules.cache_clear()
+        plugins._broken.cache_clear()
+
+    yield declare
+    declare({})
     registry._entries.pop("mine", None)
     sys.modules.pop("their_package", None)
 
 
-def test_found_built_and_listed(installed):
+def test_found_built_and_listed(install):
+    install(WORKS)
     assert {"mine", "pisa"} <= set(dit_sparse.methods())
     assert dit_sparse.get("mine", keep=0.5) == dit_sparse.get("mine", keep=0.5)
     with pytest.raises(ArgumentError, match="'mine' has no parameter 'kep'"):
@@ -68,10 +75,17 @@ def test_found_built_and_listed(installed):
 
 
 @pytest.mark.parametrize("prop", ["dense_limit", "plan_is_valid", "is_documented"])
-def test_the_suite_takes_it(installed, prop):
+def test_the_suite_takes_it(install, prop):
+    install(WORKS)
     check_property("mine", prop)
 
 
-def test_an_entry_point_without_its_method(installed):
-    with pytest.raises(UnknownNameError, match=r"^method='other' is not in their_package; nearest"):
-        dit_sparse.get("other")
+@pytest.mark.parametrize("name", FAILS)
+def test_one_that_cannot_be_had_hides_no_other(install, name):
+    module, why = FAILS[name]
+    install(WORKS | {name: module})
+    with pytest.raises(MissingDependencyError, match=f"^method='{name}' cannot be had: {why}"):
+        dit_sparse.get(name)
+    with pytest.warns(UserWarning, match=f"'{name}' cannot be had: {why}.*left out"):
+        shown = CliRunner().invoke(app, ["methods", "--quiet"])
+    assert shown.exit_code == 0 and {"mine", "pisa"} <= set(shown.output.split()) - {name}

@@ -8,9 +8,11 @@ import torch
 
 import dit_sparse
 from dit_sparse.errors import MissingDependencyError
+from dit_sparse.integrations import transformers as text
 from dit_sparse.integrations.seam import hook_of
 from dit_sparse.kernels.choice import triton_missing
 from tests.tiny import wan
+from tests.tiny_text import build
 
 
 @pytest.fixture
@@ -19,18 +21,31 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("platform", "package"), [("linux", "triton"), ("win32", "triton-windows")]
+    ("platform", "help"),
+    [
+        ("linux", "pip install triton"),
+        ("win32", "pip install triton-windows"),
+        ("darwin", "there is none for macOS"),
+    ],
 )
-def test_missing_triton_is_told_before_anything_runs(model, monkeypatch, platform, package):
+def test_missing_triton_is_told_before_anything_runs(model, monkeypatch, platform, help):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(sys, "platform", platform)
     triton_missing.cache_clear()
     try:
-        with pytest.raises(MissingDependencyError) as caught:
-            dit_sparse.enable(model, "pisa", impl="triton")
-        said = str(caught.value)
-        assert said.startswith("impl='triton' cannot run: triton cannot be imported")
-        assert said.endswith(f"pip install {package}") and hook_of(model) is None
+        x, language = torch.zeros(1, 1, 64, 16), build()
+        calls = (
+            lambda: dit_sparse.enable(model, "pisa", impl="triton"),
+            lambda: text.enable(language, "xattention", impl="triton"),
+            lambda: dit_sparse.attention(x, x, x, "pisa", impl="triton"),
+        )
+        for call in calls:
+            with pytest.raises(MissingDependencyError) as caught:
+                call()
+            said = str(caught.value)
+            assert said.startswith("impl='triton' cannot run: triton cannot be imported")
+            assert said.endswith(f": {help}")
+        assert hook_of(model) is None
         # what can do without is not concerned
         dit_sparse.enable(model, "pisa")
     finally:

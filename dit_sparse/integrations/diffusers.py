@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from dit_sparse.core import Method
-from dit_sparse.errors import ArgumentError, MissingDependencyError
+from dit_sparse.errors import ArgumentError
 from dit_sparse.integrations import seam
 from dit_sparse.integrations.adapters import COMPONENTS, find, unsupported
 from dit_sparse.integrations.build import build
 from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.published import published
 from dit_sparse.integrations.session import ASSUMED_STEPS, Session
-from dit_sparse.kernels.attention import IMPLS, triton_missing
+from dit_sparse.parameters import check_impl
 from dit_sparse.profile import ALL_ROUND, Profile, unnamed
 from dit_sparse.profile import find as shipped_for
 from dit_sparse.registry import entry
@@ -67,10 +67,7 @@ def enable(
         raise ArgumentError(
             f"method={label!r} is for language models: see dit_sparse.integrations.transformers"
         )
-    if impl not in IMPLS:
-        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
-    if impl == "triton" and triton_missing():
-        raise MissingDependencyError(f"impl={impl!r} cannot run: {triton_missing()}")
+    check_impl(impl)
     watched = None if guard is None else Guard(guard, value.schedule)
     found = [(name, root, find(root, model)) for name, root in transformers_of(model).items()]
     counts = {}

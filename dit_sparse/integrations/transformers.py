@@ -38,7 +38,7 @@ from dit_sparse.integrations.transformers_seam import (
     watch,
 )
 from dit_sparse.integrations.transformers_session import TextSession
-from dit_sparse.kernels.attention import IMPLS
+from dit_sparse.parameters import check_impl
 from dit_sparse.profile import Profile
 from dit_sparse.reporting import Report
 from dit_sparse.schedule import Schedule
@@ -77,8 +77,7 @@ def enable(
     """
     root, layers = _layers(model)
     value, label, _ = build(method, schedule, "none", params)
-    if impl not in IMPLS:
-        raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
+    check_impl(impl)
     config = root.config.get_text_config()
     value.check(len(layers), config.num_attention_heads)
     check_weights(value, {"model": len(layers)})
