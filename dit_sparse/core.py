@@ -78,7 +78,7 @@ class Context:
     """Everything a stage may know besides the tensors.
 
     state: a dict per (layer, CFG branch) that lives for one generation; the only thing a method may
-    write. In decoding it lives while each call's keys go on those of the call before. cache: a dict for this call alone, shared by its stages through `once`. heads: which ones
+    write. cache: a dict for this call alone, shared by its stages through `once`. heads: which ones
     the tensors hold, where not all. weights: this layer's learned tensors by name, perhaps none.
     """
 

@@ -267,7 +267,7 @@ def _side_by_side(groups: tuple[Group, ...], sides: list[Blocks]) -> Blocks:
         _in_order(groups, orders) if moved else None,
         _in_order(groups, bounds),
         text,
-        sides[0].text_tokens,
+        max(blocks.text_tokens for blocks in sides),
     )
 
 

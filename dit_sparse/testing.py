@@ -200,9 +200,9 @@ def _plan_is_valid(found: Entry) -> None:
             bounds = blocks.bounds(plan.level.device)
             assert (bounds.diff() >= 0).all() and (bounds[..., -1] == blocks.length).all()
             assert blocks.sizes(plan.level.device).max() <= blocks.size
-            text = blocks.length - bounds[..., blocks.video]
-            stated = problem.grid.text if problem.grid else 0
-            assert (text == stated).all(), "text blocks hold something else than the text"
+            fewer = blocks.text_tokens - (blocks.length - bounds[..., blocks.video])
+            more = blocks.text_tokens - (problem.grid.text if problem.grid else 0)
+            assert ((fewer >= 0) & (fewer <= more)).all() and more < blocks.size, "misplaced text"
         tokens = [t.shape[2] for t in problem.x[:2]]
         assert [blocks.length for blocks in plan.layout] == tokens
         assert plan.level.dtype == torch.int8 and (plan.level >= 0).all()

@@ -18,6 +18,9 @@ T = TypeVar("T")
 # a row of a table: an entry per head, a letter or a longer one
 Row = TypeVar("Row", str, tuple[str, ...], tuple[float, ...])
 
+# blocks of which one hardly counts
+MANY = 256
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -140,7 +143,8 @@ class Blocks:
     order: [B|1, H|1, S] int64, the token at each arranged position; None keeps the given order.
     size: tokens of the largest block. offsets: [B|1, H|1, M+1] int32 where each block starts;
     None when every block but the last holds exactly `size` tokens.
-    text_blocks: number of blocks at the end that hold the `text_tokens` joint text tokens.
+    text_blocks: number of blocks at the end that hold the joint text, `text_tokens` in all: among
+    them, perhaps, a few of the video that fill no block of their own (see `with_text`).
     """
 
     length: int
@@ -168,6 +172,10 @@ class Blocks:
     ) -> Blocks:
         """Put the text of a joint sequence behind the video, in blocks of its own.
 
+        Of MANY equal blocks, the last tokens of a video that they do not divide stand in the
+        text's first block: kernels run equal blocks fastest, and one more that is always exact
+        changes next to nothing.
+
         order: [video] the arranged video tokens, counted from 0, or one order per batch element
         and head, [B|1, H|1, video]; None keeps the raster order.
         ends: [Mv] or [B|1, H|1, Mv] int32 where each video block ends; None cuts every `size`
@@ -179,9 +187,10 @@ class Blocks:
             order = torch.cat([video + grid.text, text], -1)
         elif order is not None:
             order = torch.cat([video, text + grid.video], -1)
-        if ends is None and not (grid.text and grid.video % size):
-            count, text_blocks = -(-grid.tokens // size), -(-grid.text // size)
-            return cls(grid.tokens, size, count, order, None, text_blocks, grid.text)
+        rest = grid.video % size if grid.text else 0
+        if ends is None and (not rest or grid.video >= MANY * size):
+            count, behind = -(-grid.tokens // size), grid.text + rest
+            return cls(grid.tokens, size, count, order, None, -(-behind // size), behind)
         if ends is None:
             ends = _ends(grid.video, size, device)
         ends, tail = _spread(ends), _ends(grid.text, size, device) + grid.video
@@ -197,7 +206,7 @@ class Blocks:
 
     @property
     def video_tokens(self) -> int:
-        """Number of video tokens; they come first in the arranged order."""
+        """Number of tokens in video blocks; they come first in the arranged order."""
         return self.length - self.text_tokens
 
     def bounds(self, device: torch.device | str = "cpu", heads: int = 1) -> Tensor:

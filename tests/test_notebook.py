@@ -37,6 +37,8 @@ def test_every_cell_runs(book, tmp_path, tmp_path_factory, monkeypatch):
     kinds = [{kind for out in cell.outputs for kind in out.get("data", {})} for cell in code(book)]
     assert "sparse" in told[2] and "PSNR" in told[4] and told[6].count("layer") == 8
     assert "image/gif" in kinds[3] and "image/png" in kinds[5]
-    assert told[7].count("PSNR") == 4 and "mine.toml" in told[8] and "PSNR" in told[9]
+    assert told[7].count("PSNR") == 4 and "PSNR" in told[9]
+    # a long path is broken anywhere
+    assert "mine.toml" in "".join(told[8].split())
     assert sorted(BOOK.parent.iterdir()) == before and not list(tmp_path.iterdir())
     assert not list(Path(os.environ["TMPDIR"]).glob("**/both.gif"))

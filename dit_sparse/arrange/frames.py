@@ -122,6 +122,8 @@ def _sample(stage: SampledFrames, grid: Grid, step: int, device: str) -> tuple[T
     layout, ctx = Layout(blocks, blocks), Context(grid=grid)
     x = QKV(*3 * [torch.zeros(1, 1, grid.tokens, 1, device=device)])
     keep = stage.select(stage.score(x, layout, ctx), layout, ctx)[0, 0] > 0
+    # the block of the last tokens may be the text's: all is seen there
+    keep = torch.nn.functional.pad(keep, (0, 1, 0, 1), value=True)
     rows = sampled_rows(grid.video, stage.rows, step, device)
     ends = (grid.text, 0) if grid.text_first else (0, grid.text)
     seen = []

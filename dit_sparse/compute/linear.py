@@ -96,10 +96,13 @@ class Linear(Remainder):
 def _alpha(ctx: Context, q: Blocks, out: Tensor) -> Tensor:
     """Return alpha [1, H, M] from its stored form [M], [H, M] or [1]."""
     heads, m = out.shape[1], q.video
+    if ctx.grid is not None:
+        # also the block of the last video tokens, where that stands with the text
+        m = -(-ctx.grid.video // q.size)
     total, mine = ctx.held(heads)
     stored = ctx.weights.get("alpha")
     shape = (m,)
     if stored is not None and (stored.ndim == 2 or tuple(stored.shape) == (1,)):
         shape = (total, m) if stored.ndim == 2 else (1,)
     alpha = ctx.learned("alpha", *shape).to(torch.promote_types(out.dtype, torch.float32))
-    return alpha.expand(1, total, m)[:, mine]
+    return alpha.expand(1, total, m)[:, mine, : q.video]

@@ -120,9 +120,12 @@ def neighbour_table(
 
 
 def _voxels(blocks: Blocks, grid: Grid, device: str) -> Tensor:
-    """Return the block of every voxel of the grid, int64 [B|1, H|1, frames, height, width]."""
-    video, order = blocks.video_tokens, blocks.order
-    ends = blocks.bounds(device)[..., 1 : blocks.video + 1]
+    """Return the block of every voxel of the grid, int64 [B|1, H|1, frames, height, width].
+
+    Voxels beyond the video blocks, which are exact anyway, go with the last of them.
+    """
+    video, order = grid.video, blocks.order
+    ends = blocks.bounds(device)[..., 1 : blocks.video]
     place = torch.arange(video, dtype=ends.dtype, device=device)
     ids = torch.searchsorted(
         ends.contiguous(), place.expand(*ends.shape[:2], video).contiguous(), right=True
