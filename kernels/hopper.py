@@ -3,9 +3,9 @@
 The same formula and arguments as attention.py, which chooses it wherever `why_not` is empty.
 Limits: compute capability 9.0, 2-byte numbers, head dims 64 and 128, tensors aligned to 16 bytes,
 fewer than 2^23 keys, query blocks of whole tiles of 128 or given by offsets (64 queries on average
-or more), key blocks of 16 keys on average or more, no causal mask beside columns, no choice by
-single queries, listed columns in groups of 8 to 64. Each call writes its lists once more, as boxes:
-4 bytes for each box of 16 to 128 keys that a row may list.
+or more, the largest above 64), key blocks of 16 keys on average or more, no causal mask beside
+columns, no choice by single queries, listed columns in groups of 8 to 64. Each call writes its
+lists once more, as boxes: 4 bytes for each box of 16 to 128 keys that a row may list.
 The Gluon language is experimental: Triton versions that were not tested run the portable kernel.
 """
 
@@ -81,8 +81,10 @@ def why_not(
          q.shape[-1] == v.shape[-1] and q.shape[-1] in (64, 128)),
         (f"query blocks of {q_cut.size} are not whole tiles of {TILE}",
          q_cut.offsets is not None or q_cut.size % TILE == 0),
+        (f"query blocks of at most {q_cut.size} tokens fill half a tile",
+         q_cut.offsets is None or q_cut.size > TILE // 2),
         ("query blocks have fewer than 64 tokens on average",
-         q_cut.offsets is None or mean_size(q_cut, q.shape[2]) >= 64),
+         q_cut.offsets is None or mean_size(q_cut, q.shape[2]) >= TILE // 2),
         ("key blocks have fewer than 16 tokens on average", mean_size(kv_cut, k.shape[2]) >= 16),
         (f"{k.shape[2]} keys are 2^23 or more", k.shape[2] < 2**23),
         ("a causal mask and columns", not causal or columns is None),
@@ -147,7 +149,7 @@ def prepare(
     """Return the work of one call to `tokens` keys in boxes of at least `least`, and room for out
     and lse."""
     batch, heads, s_q, dim = q.shape
-    box = config.box or _box(kv_cut, config.block_n, least)
+    box = config.box or _box(kv_cut, tokens, config.block_n, least)
     is_short = causal or kv_cut.offsets is not None or tokens % kv_cut.size != 0
     is_short = is_short or box != config.block_n
     lists = kv_count.contiguous(), kv_index.contiguous()
@@ -223,9 +225,14 @@ def block_sparse_attention(
     return out, lse
 
 
-def _box(cut: Cut, block_n: int, least: int) -> int:
-    """Return how many keys to fetch at once: as many as divide a block, at least `least`."""
+def _box(cut: Cut, tokens: int, block_n: int, least: int) -> int:
+    """Return how many keys to fetch at once: as many as divide a block, at least `least`.
+
+    Of blocks by offsets that many only where nearly all are of one size: a short box hides keys.
+    """
+    if cut.offsets is not None and 32 * mean_size(cut, tokens) < 31 * cut.size:
+        return least
     box = block_n
-    while box > least and (cut.offsets is not None or cut.size % box):
+    while box > least and cut.size % box:
         box //= 2
     return box

@@ -39,6 +39,8 @@ ROWS = {
     "clusters": {"q_blocks": Cut(300, offsets([200, 0, 300, 1, 199], 2)), "columns": 33, "tail":
         True, "kv_blocks": Cut(90, offsets([70, 31, 90, 16, 45, 0, 64, 17, 80, 48], 2)),
         "s_kv": 461, "strided": True},
+    "all but two of one size": {"kv_blocks": Cut(64, offsets([*[64] * 40, 30, 64, 20], 2)), "s_kv":
+        2674},
     "odd block size": {"kv_blocks": 100, "s_kv": 777},
     "listed columns": {"columns": 300, "group": 16, "bias": True, "mask": False},
     "listed columns alone": {"columns": 100, "group": 8, "bias": True, "mask": False, "keep": 0.0,
@@ -134,6 +136,7 @@ REFUSED = {
     "query blocks": {"q_blocks": 64},
     "fewer than 16": {"kv_blocks": 8},
     "fewer than 64": {"q_blocks": Cut(128, torch.zeros(1, 1, 9, dtype=torch.int32))},
+    "fill half a tile": {"q_blocks": Cut(64, torch.zeros(1, 1, 5, dtype=torch.int32))},
     "causal": {"causal": True, "columns": "all"},
     "choose for themselves": {"row_mask": torch.ones(1, 1, 256, 2, dtype=torch.bool)},
     "listed": {"columns": "listed"},
@@ -173,6 +176,18 @@ def test_refused(word):
         import_module("dit_sparse.kernels.hopper").block_sparse_attention(
             *tensors, *lists, **options
         )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "box"),
+    [([64] * 4, 64), ([192] * 4, 64), ([100] * 4, 16), ([64] * 40 + [30], 64), ([64, 30], 16)],
+)
+def test_boxes(sizes, box):
+    """Blocks of one size, or nearly all of them so, are fetched in larger boxes than others."""
+    hopper = import_module("dit_sparse.kernels.hopper")
+    most, equal = max(sizes), len(set(sizes)) == 1
+    cut = Cut(most, None if equal else offsets(sizes, 1))
+    assert hopper._box(cut, sum(sizes), 128, 16) == box
 
 
 @pytest.mark.usefixtures("on_hopper")
