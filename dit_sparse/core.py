@@ -8,13 +8,14 @@ N key blocks. Stages are frozen dataclasses; none of them reads a global or a pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from dit_sparse.checks import Known, check
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
 from dit_sparse.tokens import QKV, Blocks, Grid, Heads, Layout, layer_row, on_device
@@ -117,28 +118,6 @@ class Context:
         return found
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of the sparse calls to come before their tensors are; None = not yet.
-
-    layers: the numbers of the layers that are ever sparse. heads: of the queries. steps: the sparse
-    ones, up to the last of a generation: `steps.stop` is the number of all.
-    """
-
-    layers: tuple[int, ...]
-    heads: int | None = None
-    steps: range | None = None
-    grid: Grid | None = None
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """A stage, or a part of one, with parameters that do not fit every model, grid or length."""
-
-    def check(self, known: Known) -> None:
-        """Raise what a call would raise later, as far as it follows from what is known."""
-
-
 class Arrange(Protocol):
     """Stage 1: order and cut the tokens."""
 
@@ -160,10 +139,24 @@ class Select(Protocol):
         """Return the most blocks a row can keep of `columns`, None when only the data knows."""
 
 
+@runtime_checkable
+class Edged(Protocol):
+    """A selection that keeps whatever scores at least an edge."""
+
+    def edge_of(self, layout: Layout) -> float: ...
+
+
 class Compute(Protocol):
     """Stage 4: the output [B, H, Sq, Dv] in the original token order."""
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor: ...
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """A compute stage that finds the scores on its way, where it takes the call."""
+
+    def skips(self, x: QKV, layout: Layout, ctx: Context) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -197,22 +190,28 @@ class Method:
         sparse = tuple(n for n in range(layers) if at(n, total - 1, total) == "sparse")
         first = self.schedule.first_sparse_step(total)
         known = Known(sparse, heads, range(first, steps) if steps else None, grid)
-        for stage in (self.arrange, self.score, self.select, self.compute):
-            for part in _parts(stage):
-                if sparse and isinstance(part, Checked):
-                    part.check(known)
+        for stage in (self.arrange, self.score, self.select, self.compute) if sparse else ():
+            check(stage, known)
 
     @on_device
     def plan(self, x: QKV, ctx: Context) -> Plan:
-        """Arrange, score and select: what `compute` would run for these tensors."""
-        layout = self.arrange(x, ctx)
-        score = self.score(x, layout, ctx)
-        if ctx.causal:
-            future, diagonal = layout.future(score.device)
-            level = self.select(score.masked_fill(future, float("-inf")), layout, ctx)
-            level = level.masked_fill(future, 0).masked_fill(diagonal, 1)
-        else:
+        """Arrange, score and select: what `compute` would run for these tensors.
+
+        A choice that compute makes on its way is left to it: the plan holds its edge.
+        """
+        layout, edge = self.arrange(x, ctx), None
+        future, diagonal = layout.future(x.q.device) if ctx.causal else (None, None)
+        if isinstance(self.select, Edged) and isinstance(self.compute, Skipping):
+            edge = self.select.edge_of(layout) if self.compute.skips(x, layout, ctx) else None
+        if edge is None:
+            score = self.score(x, layout, ctx)
+            score = score if future is None else score.masked_fill(future, float("-inf"))
             level = self.select(score, layout, ctx)
+        else:
+            shape = (*x.q.shape[:2], layout.q.video, layout.kv.video)
+            level = torch.ones(shape, dtype=torch.int8, device=x.q.device)
+        if future is not None and diagonal is not None:
+            level = level.masked_fill(future, 0).masked_fill(diagonal, 1)
         # text rows and columns are kept exactly, whatever the method: written once, here
         text_q, text_kv = layout.q.text_blocks, layout.kv.text_blocks
         if text_q or text_kv:
@@ -222,7 +221,7 @@ class Method:
             level = level.masked_fill(skipped, 0)
         capacity = self.select.capacity(layout.kv.video)
         capacity = None if text_q or ctx.causal or capacity is None else capacity + text_kv
-        return Plan(layout, level, ctx.causal, capacity, ctx.cache.get("edge"))
+        return Plan(layout, level, ctx.causal, capacity, edge)
 
     def __call__(self, x: QKV, ctx: Context) -> Tensor:
         """Run the four stages: the output [B, H, Sq, Dv] in the original token order."""
@@ -240,11 +239,3 @@ class Method:
         if not hasattr(self.compute, "quant"):
             raise ArgumentError(f"quant={quant!r} needs attention to blocks, not {self.compute}")
         return replace(self, compute=replace(cast(Any, self.compute), quant=quant))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """Yield a value and, when it is a dataclass, the parts of its fields."""
-    yield value
-    if is_dataclass(value):
-        for part in fields(value):
-            yield from _parts(getattr(value, part.name))

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import dit_sparse
+from dit_sparse.compute.attend import Attend
 from dit_sparse.core import QKV
 from dit_sparse.errors import ArgumentError
 from dit_sparse.methods.blasst import fit, sparsity
+from dit_sparse.select.topk import TopK
 from dit_sparse.testing import relative_error
 from tests.text_oracle import attend, problem, tokens, visible, weights
 
@@ -27,12 +29,14 @@ def blasst(factor, **params):
 
 
 @pytest.mark.parametrize("stage", ["select", "compute"])
-def test_stages_that_leave_the_choice_to_each_other_go_together(stage):
-    """Another stage in the place of one would choose from zeros, or nothing."""
-    method = replace(blasst(2.0), **{stage: getattr(dit_sparse.get("pisa", keep=0.5), stage)})
-    x = problem(96).x
-    with pytest.raises(ArgumentError, match="choice to compute"):
-        dit_sparse.attention(*x, method, causal=True)
+def test_the_choice_is_left_to_a_kernel_that_can_make_it(stage):
+    """With another stage in the place of one, it is made before, by the score."""
+    other = {"select": TopK(0.5), "compute": Attend()}[stage]
+    method, given = replace(blasst(2.0), **{stage: other}), problem(96)
+    plan = method.plan(given.x, given.context("torch"))
+    assert plan.edge is None and plan.density() < 0.99
+    out = method(given.x, given.context("torch"))
+    assert relative_error(out, attend(given.x, tokens(plan))) < BAND
 
 
 def online(x, factor):

@@ -9,31 +9,33 @@ from torch import Tensor
 
 from dit_sparse.compute.attend import Attend
 from dit_sparse.core import QKV, Context, Layout, Plan, on_device
-from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.pool import pick
-from dit_sparse.kernels.skip import WIDEST, skipping_attention
-
-# a density of 1 but for float32's rounding
-WHOLE = 1 - 1e-5
+from dit_sparse.kernels.skip import WIDEST, fits, skipping_attention
 
 
 @dataclass(frozen=True)
 class AttendSkipping:
     """Exact softmax attention to the blocks of a plan, but for those below its edge.
 
-    A plan with an edge keeps every visible block of causal attention; the kernel leaves out those
-    that stay `edge` below what was seen before them, and ctx.cache["density"] is the share of the
-    visible pairs that it computed, a 0-d float32 tensor. Without an edge: as `Attend`.
+    A plan with an edge keeps every visible block of causal attention; the kernel finds the scores
+    of `BelowPeak` on its way and leaves out those below the edge, and ctx.cache["density"] is the
+    share of the visible pairs that it computed, a 0-d float32 tensor. It takes causal attention of
+    several queries without a grid, no gradients, not the reference; else as `Attend`.
     Used by BLASST.
     """
+
+    def skips(self, x: QKV, layout: Layout, ctx: Context) -> bool:
+        """Tell whether the kernel takes a call, with an edge instead of a choice."""
+        if not fits(*x, (layout.q.size, layout.kv.size)):
+            return False
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in x)
+        plain = ctx.causal and ctx.grid is None and ctx.impl != "reference"
+        return plain and not wanted and x.q.shape[2] > 1
 
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
         if plan.edge is None:
-            # of scores that were left out, only a choice of everything is one
-            if "late" in ctx.cache and plan.density() < WHOLE:
-                raise ArgumentError("the score leaves the choice to compute; select gives no edge")
             return Attend()(x, plan, ctx)
         if not torch.compiler.is_compiling():
             name = pick(x.q, ctx.impl, *x[1:], limit=WIDEST)

@@ -59,7 +59,7 @@ def blasst(factor=85.97, decode_factor=55.48, block=(128, 64), dense_steps=0, de
         )
     return Method(
         arrange=Raster(*block),
-        score=BelowPeak(late=True),
+        score=BelowPeak(),
         select=WithinFactor(factor, decode_factor),
         compute=AttendSkipping(),
         schedule=Schedule(dense_steps, dense_layers, "both"),

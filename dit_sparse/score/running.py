@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context, Layout
-from dit_sparse.kernels.skip import fits
 
 # numbers of the largest temporary map
 SCRATCH = 1 << 26
@@ -25,18 +24,10 @@ class BelowPeak:
     bounds its weights there. A single query is one tile with the other heads of its key head: they
     share the largest of their scores. Every logit is computed, some rows at a time, float32 or
     wider.
-    late: a kernel finds these numbers on its way (kernels/skip.py), where it takes the call: causal
-    attention of several queries without a grid, no gradients, not the reference. The score is 0
-    there, and `select` is told by ctx.cache["late"]. Used by BLASST.
+    Used by BLASST, which leaves them to its kernel wherever that takes the call.
     """
 
-    late: bool = False
-
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        if self.late and _on_the_way(x, layout, ctx):
-            ctx.cache["late"] = True
-            shape = (*x.q.shape[:2], layout.q.count, layout.kv.count)
-            return x.q.new_zeros((), dtype=torch.float32).expand(shape)
         moved, (rows, cols) = arranged(x, layout, ctx), layout
         q = moved.q[:, :, : rows.video_tokens].detach()
         k = moved.k[:, :, : cols.video_tokens].detach()
@@ -65,12 +56,3 @@ class BelowPeak:
             return score
         shared = score.unflatten(1, (groups, -1)).amax(2)
         return shared.repeat_interleave(heads // groups, 1)
-
-
-def _on_the_way(x: QKV, layout: Layout, ctx: Context) -> bool:
-    """Tell whether the kernel that skips takes a call."""
-    if not fits(*x, (layout.q.size, layout.kv.size)):
-        return False
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in x)
-    plain = ctx.causal and ctx.grid is None and ctx.impl != "reference"
-    return plain and not wanted and x.q.shape[2] > 1

@@ -38,8 +38,7 @@ class WithinFactor:
     """Each row keeps the blocks of score >= ln(min(1, factor / S)), S keys; "not below": NaN shows.
 
     prefill, decode: the factor for several queries and for a single one; 0 keeps every block. Up to
-    `factor` keys, a block must hold a query's largest logit so far. Where the score is left to a
-    kernel, that logarithm is the plan's edge. Used by BLASST.
+    `factor` keys, a block must hold a query's largest logit so far. Used by BLASST.
     """
 
     prefill: float
@@ -49,9 +48,10 @@ class WithinFactor:
         return None
 
     def __call__(self, score: Tensor, layout: Layout, ctx: Context) -> Tensor:
-        factor = self.decode if layout.q.length == 1 else self.prefill
         hidden = score == float("-inf")
-        edge = log(min(1.0, factor / layout.kv.length)) if factor else float("-inf")
-        if "late" in ctx.cache:
-            ctx.cache["edge"] = edge
-        return (~(score < edge) & ~hidden).to(torch.int8)
+        return (~(score < self.edge_of(layout)) & ~hidden).to(torch.int8)
+
+    def edge_of(self, layout: Layout) -> float:
+        """Return that logarithm, -inf for a factor of 0."""
+        factor = self.decode if layout.q.length == 1 else self.prefill
+        return log(min(1.0, factor / layout.kv.length)) if factor else float("-inf")
