@@ -1,4 +1,4 @@
-"""Ulysses over processes: what two of them make together is what one makes alone."""
+"""Attention over processes, by Ulysses or by heads: two make together what one makes alone."""
 
 import os
 import socket
@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import transformers as host
 
 import dit_sparse
 from dit_sparse.core import Heads
+from dit_sparse.integrations import transformers as text
 from dit_sparse.integrations.parallel import Ulysses, split
 from dit_sparse.integrations.processes import meet
 from dit_sparse.integrations.sequence import Sequence
 from tests.tiny.case import cases
+from tests.tiny_text import build
 
 # the letters differ, so that a wrong head shows
 METHODS = {
@@ -112,3 +115,44 @@ def test_two_processes_equal_one(name, tmp_path):
         dit_sparse.enable(model, method, **params)
         found = torch.load(tmp_path / f"{method}.pt")
         torch.testing.assert_close(found, run(case, model, change), rtol=1e-4, atol=1e-5)
+
+
+# per-head parameters that differ, so that a wrong head shows
+TABLES = {
+    "minference": {"heads": (("A 16 48", "V 20 30", "B 3", "V 60 10"),) * 2, "last": 16,
+        "block": 16, "sink": 3, "local": 8},
+    "xattention": {"heads": ((0.3, 0.5, 0.7, 0.9),) * 2, "block": 16},
+}  # fmt: skip
+
+
+def logits(model, method, params):
+    """Return what a language model says of a text, with a method."""
+    text.enable(model, method, **params)
+    with torch.no_grad():
+        out = model(torch.arange(190)[None] * 7 % 60 + 1).logits
+    assert text.report(model).sparse_calls == 2
+    return out
+
+
+def by_heads(rank, ranks, port, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    begin(rank, ranks, port)
+    model = host.LlamaForCausalLM.from_pretrained(folder, tp_plan="auto").eval()
+    # two of the four heads of 8 numbers
+    assert model.model.layers[0].self_attn.q_proj(torch.zeros(1, 1, 32)).shape[-1] == 16
+    for method, params in TABLES.items():
+        out = logits(model, method, params)
+        if not rank:
+            torch.save(out, Path(folder) / f"{method}.pt")
+    meet()
+    dist.destroy_process_group()
+
+
+def test_tables_of_a_language_model_in_parts(tmp_path):
+    """Under transformers' tensor parallelism a process finds the rows of its own heads."""
+    build("Llama").float().save_pretrained(tmp_path)
+    mp.spawn(by_heads, (2, free_port(), str(tmp_path)), nprocs=2)
+    model = host.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    for method, params in TABLES.items():
+        found = torch.load(tmp_path / f"{method}.pt")
+        torch.testing.assert_close(found, logits(model, method, params), rtol=1e-4, atol=1e-5)

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dit_sparse.core import QKV, Context, Method
+from dit_sparse.core import QKV, Context, Heads, Method
 from dit_sparse.errors import ArgumentError, DitSparseError, UnsupportedModelError
 from dit_sparse.integrations.build import build
 from dit_sparse.integrations.transformers_seam import (
@@ -84,7 +84,7 @@ def enable(
     _try(value, config, label, len(layers))
     disable(model)
     before, restore = _use(root, NAME)
-    session = TextSession(type(root).__name__, label, value, len(layers), impl)
+    session = TextSession(type(root).__name__, label, value, len(layers), impl, _own_heads(root))
     for number, layer in enumerate(layers):
         link(layer, session, number, before)
     _last[root] = _Kept(session, restore)
@@ -196,6 +196,15 @@ def _layers(model: Any) -> tuple[Any, list[nn.Module]]:
     if not layers:
         raise _unsupported(root, "it has no causal self-attention")
     return root, sorted(layers, key=lambda m: m.layer_idx)
+
+
+def _own_heads(root: Any) -> Heads | None:
+    """Return the heads of this process under tensor parallelism, None without."""
+    parts = getattr(root, "tp_size", None) or 1
+    if parts == 1:
+        return None
+    total = root.config.get_text_config().num_attention_heads
+    return Heads(root._device_mesh["tp"].get_local_rank() * total // parts, total)
 
 
 def _unsupported(model: Any, why: str) -> UnsupportedModelError:

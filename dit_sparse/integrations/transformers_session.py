@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit_sparse.compute.attend import Dense
 from dit_sparse.constants import constant
-from dit_sparse.core import QKV, Context, Method
+from dit_sparse.core import QKV, Context, Heads, Method
 from dit_sparse.integrations.parts import in_parts
 from dit_sparse.integrations.transformers_cache import Growth
 from dit_sparse.reporting import Cell, Tally
@@ -77,9 +77,11 @@ class TextSession:
     A pass is one forward call of the model: 0 is the (first) prefill of a generation.
     """
 
-    def __init__(self, model: str, label: str, method: Method, layers: int, impl: str) -> None:
+    def __init__(
+        self, model: str, label: str, method: Method, layers: int, impl: str, heads: Heads | None
+    ) -> None:
         self.model, self.label, self.method = model, label, method
-        self.layers, self.impl = layers, impl
+        self.layers, self.impl, self.heads = layers, impl, heads
         self.passes, self.latest = -1, layers
         # layer -> what it keeps of each group, a first token and its samples
         self.states: dict[int, dict[tuple[int, ...], dict]] = {}
@@ -203,6 +205,8 @@ class TextSession:
             step=self.passes,
             steps=self.passes + 1,
             causal=True,
+            # layers that are not split hold all heads
+            heads=self.heads if self.heads and x.q.shape[1] < self.heads.total else None,
             scale=scale,
             impl=self.impl,
             state=state,
