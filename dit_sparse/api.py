@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import QUANTS, as_scale
-from dit_sparse.parameters import check_impl
+from dit_sparse.kernels.contract import as_scale
+from dit_sparse.parameters import check_impl, check_quant
 from dit_sparse.profile import Profile
 from dit_sparse.registry import get
 from dit_sparse.reporting import Report
@@ -42,8 +42,7 @@ def attention(
 
         out = dit_sparse.attention(q, k, v, "pisa", keep=0.15, grid=dit_sparse.Grid(21, 30, 52))
     """
-    if quant not in QUANTS:
-        raise ArgumentError(f"quant={quant!r} is not known; use one of {', '.join(QUANTS)}")
+    check_quant(quant)
     x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
     return (value if quant == "none" else value.with_quant(quant))(x, ctx)
 
@@ -58,9 +57,11 @@ def plan(
     causal: bool = False,
     scale: float | None = None,
     impl: str = "auto",
+    quant: str = "none",
     **params: Any,
 ) -> Plan:
     """Return the plan that `attention` with the same arguments would run."""
+    check_quant(quant)
     x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
     return value.plan(x, ctx)
 

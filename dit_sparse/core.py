@@ -141,7 +141,7 @@ class Select(Protocol):
 
 @runtime_checkable
 class Edged(Protocol):
-    """A selection that keeps whatever scores at least an edge."""
+    """A selection that keeps whatever scores at least an edge, known before the scores."""
 
     def edge_of(self, layout: Layout) -> float: ...
 
@@ -154,9 +154,11 @@ class Compute(Protocol):
 
 @runtime_checkable
 class Skipping(Protocol):
-    """A compute stage that finds the scores on its way, where it takes the call."""
+    """A compute stage that can find what a score measures on its way."""
 
-    def skips(self, x: QKV, layout: Layout, ctx: Context) -> bool: ...
+    def skips(self, score: Score, x: QKV, layout: Layout, ctx: Context) -> bool:
+        """Tell whether it does for this score and these tensors."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,9 @@ class Method:
         """
         layout, edge = self.arrange(x, ctx), None
         future, diagonal = layout.future(x.q.device) if ctx.causal else (None, None)
-        if isinstance(self.select, Edged) and isinstance(self.compute, Skipping):
-            edge = self.select.edge_of(layout) if self.compute.skips(x, layout, ctx) else None
+        stage, choose = self.compute, self.select
+        if isinstance(stage, Skipping) and isinstance(choose, Edged):
+            edge = choose.edge_of(layout) if stage.skips(self.score, x, layout, ctx) else None
         if edge is None:
             score = self.score(x, layout, ctx)
             score = score if future is None else score.masked_fill(future, float("-inf"))

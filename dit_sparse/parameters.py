@@ -7,6 +7,7 @@ from typing import Any
 
 from dit_sparse.errors import ArgumentError, MissingDependencyError
 from dit_sparse.kernels.choice import IMPLS, triton_missing
+from dit_sparse.kernels.contract import QUANTS
 
 
 def as_tuples(value: Any) -> Any:
@@ -69,6 +70,12 @@ def check_impl(impl: str) -> None:
         raise ArgumentError(f"impl={impl!r} is not known; use one of {', '.join(IMPLS)}")
     if impl == "triton" and triton_missing():
         raise MissingDependencyError(f"impl={impl!r} cannot run: {triton_missing()}")
+
+
+def check_quant(quant: str) -> None:
+    """Raise unless `quant` is a number format."""
+    if quant not in QUANTS:
+        raise ArgumentError(f"quant={quant!r} is not known; use one of {', '.join(QUANTS)}")
 
 
 def quota(share: float, n: int, least: int = 1) -> int:

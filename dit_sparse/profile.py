@@ -16,7 +16,7 @@ from dit_sparse.schedule import Schedule
 # what a model gets when no method is named: what was found for it, else what is good everywhere
 FOUND, ALL_ROUND = "mixed", "pisa"
 FORMAT = 1  # also of files older than the number
-TABLES = {"profile": ("model", "method"), "params": None, "schedule": None, "measured": None}
+TABLES = ("params", "schedule", "measured")  # and "profile"
 LARGEST = 1 << 20  # bytes; a profile is a few lines
 
 
@@ -45,7 +45,13 @@ class Profile:
     def build(self, **params: Any) -> Method:
         """Return the method with these settings; `params` take precedence."""
         method = get(self.method, **{**self.params, **params}).with_quant(self.quant)
-        return method.with_schedule(Schedule(**self.schedule) if self.schedule else None)
+        when = self.when(params)
+        return method.with_schedule(Schedule(**when) if when else None)
+
+    def when(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the schedule beside other parameters; those of a method are among them."""
+        given = {k: v for k, v in params.items() if k in ("dense_steps", "dense_layers")}
+        return {**self.schedule, **given} if self.schedule else {}
 
     def elsewhere(self, device: str) -> str:
         """Return a note when the profile was measured on another device than `device`, else ""."""
@@ -62,9 +68,7 @@ class Profile:
         if self.quant != "none":
             head["quant"] = self.quant
         tables: dict[str, Any] = {"profile": head}
-        for name in ("params", "schedule", "measured"):
-            if getattr(self, name):
-                tables[name] = getattr(self, name)
+        tables |= {name: getattr(self, name) for name in TABLES if getattr(self, name)}
         return tomli_w.dumps(tables)
 
     @classmethod
@@ -78,11 +82,10 @@ class Profile:
             raise ArgumentError(f"{source}: not TOML: {error}") from None
         except RecursionError:
             raise ArgumentError(f"{source}: nested more than a profile can be") from None
-        unknown = sorted(set(tables) - set(TABLES))
+        unknown = sorted(set(tables) - {"profile", *TABLES})
         if unknown:
-            raise ArgumentError(
-                f"{source}: unknown table [{unknown[0]}]; known: {', '.join(TABLES)}"
-            )
+            known = ", ".join(("profile", *TABLES))
+            raise ArgumentError(f"{source}: unknown table [{unknown[0]}]; known: {known}")
         wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
         if wrong:
             raise ArgumentError(f"{source}: {wrong[0]} must be a table")
@@ -98,7 +101,7 @@ class Profile:
             raise ArgumentError(
                 f"{source}: [profile] must hold the strings model, method and perhaps quant"
             )
-        rest = {name: tables.get(name, {}) for name in ("params", "schedule", "measured")}
+        rest = {name: tables.get(name, {}) for name in TABLES}
         profile = cls(head["model"], head["method"], **rest, quant=head.get("quant", "none"))
         try:
             profile.build()
@@ -113,9 +116,8 @@ class Profile:
         """Read a profile from a file."""
         path = Path(path)
         if not path.is_file():
-            raise ArgumentError(
-                f"profile={str(path)!r} is no file; shipped: {', '.join(shipped())}"
-            )
+            known = ", ".join(shipped())
+            raise ArgumentError(f"profile={str(path)!r} is no file; shipped: {known}")
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
         try:
@@ -129,9 +131,8 @@ class Profile:
 def shipped() -> list[str]:
     """Return the names of the profiles that come with the package, `<model>--<method>`."""
     folder = resources.files("dit_sparse.profiles")
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    files = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
 
 
 def find(model: str, method: str) -> Profile | None:

@@ -98,7 +98,7 @@ def layer_row(rows: Row | Sequence[Row], layer: int, heads: int | None, of: str,
     """
     row: Any = rows
     if isinstance(rows, str):
-        return row * -(-(heads or len(rows)) // len(rows))
+        return (row * -(-(heads or len(rows)) // len(rows)))[:heads]
     if layer >= len(rows):
         raise ArgumentError(
             f"{of} has {len(rows)} layers; layer {layer} is beyond its last, {len(rows) - 1} "

@@ -25,6 +25,8 @@ from dit_sparse.kernels.pool import pick
 
 TILE = (128, 64)
 STAGES = 2
+# what the kernel measures of a tile: max_r (max_{t in j} - max_{t in tiles up to j}) s q_r k_t
+BELOW_PEAK = "below peak"
 # the largest head dim that the kernel takes
 WIDEST = 256
 

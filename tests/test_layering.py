@@ -20,7 +20,7 @@ ALLOWED = {
     "dit_sparse/tokens.py": ("errors",),
     "dit_sparse/checks.py": ("tokens",),
     "dit_sparse/core.py": ("checks", "errors", "schedule", "tokens"),
-    "dit_sparse/parameters.py": ("errors", "kernels.choice"),
+    "dit_sparse/parameters.py": ("errors", "kernels.choice", "kernels.contract"),
     "dit_sparse/constants.py": (),
     "dit_sparse/plugins.py": ("errors",),
     "dit_sparse/registry.py": ("core", "errors", "parameters", "plugins"),

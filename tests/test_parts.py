@@ -21,11 +21,13 @@ def x(queries, keys):
     return QKV(q, k, v)
 
 
-@pytest.mark.parametrize("past", [0, 24])
-@pytest.mark.parametrize("name", ["minference", "anchor"])
+@pytest.mark.parametrize("past", [0, 24, 10])
+@pytest.mark.parametrize("name", ["minference", "minference of blocks", "anchor"])
 def test_parts_are_the_whole(name, past, monkeypatch):
     """The last part first, every query once, and the output of one call."""
-    method, given = dit_sparse.get(name, **SMALL[name]), x(90, 90 + past)
+    name, _, blocks = name.partition(" of ")
+    more = {"heads": (("B 2", "B 3", "V 8 20", "B 2"),)} if blocks else {}
+    method, given = dit_sparse.get(name, **{**SMALL[name], **more}), x(90, 90 + past)
     ctx = Context(causal=True)
     whole = method(given, ctx)
     assert [rows for rows, *_ in in_parts(method, given, ctx)] == [slice(0, 90)]

@@ -4,6 +4,7 @@ import pytest
 
 from dit_sparse import Profile, Schedule
 from dit_sparse.errors import ArgumentError
+from dit_sparse.integrations.build import build
 from dit_sparse.profile import shipped
 from dit_sparse.registry import entry
 
@@ -18,6 +19,11 @@ def test_round_trip(tmp_path):
     profile = Profile.load(path)
     assert Profile.from_toml(profile.to_toml()) == profile and profile.is_draft
     assert profile.build().schedule == Schedule(2) and profile.build(keep=0.5).select.keep == 0.5
+    # a schedule is among the parameters
+    assert profile.build(dense_steps=0.5, dense_layers=3).schedule == Schedule(0.5, 3)
+    assert profile.build(dense_layers=3).schedule == Schedule(2, 3)
+    _, _, kept = build(profile, None, "none", {"dense_steps": 5})
+    assert kept.build().schedule == Schedule(5)
 
 
 @pytest.mark.parametrize(

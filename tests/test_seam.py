@@ -10,7 +10,10 @@ from diffusers import WanPipeline
 
 import dit_sparse
 from dit_sparse.integrations.adapters import box, joined
+from dit_sparse.integrations.seam import hook_of
+from dit_sparse.integrations.sequence import REST
 from tests.probe import DRAFT, LOG, STEPS, probe, quiet, run
+from tests.tiny.case import cases
 from tests.tiny_wan import tiny_wan
 
 
@@ -107,6 +110,22 @@ def test_box_of_token_positions(size):
     assert box(torch.cat([rows, torch.ones(len(rows), 1)], 1)) == found
     if len(rows) > 4:
         assert box(rows[:-1]) != found
+
+
+def test_positions_written_anew_are_read_anew():
+    """In place, or in the memory of others that are gone."""
+    model = cases()[0].build()
+    session = hook_of(dit_sparse.enable(model, "draft")).session
+    sizes = [1, 8, 6, REST, 0]
+    rows = ids(2, 6, 4)
+    assert session._placed(0, rows, sizes)[:3] == [2, 6, 4]
+    rows.copy_(ids(4, 3, 4))
+    assert session._placed(0, rows, sizes)[:3] == [4, 3, 4]
+    address = rows.data_ptr()
+    del rows
+    again = [ids(2, 6, 4) for _ in range(9)]
+    assert all(t.data_ptr() != address for t in again), "the memory is not held"
+    assert session._placed(0, again[0], sizes)[:3] == [2, 6, 4]
 
 
 def test_box_of_several_pictures():

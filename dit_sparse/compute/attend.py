@@ -42,6 +42,8 @@ class Attend:
 
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
+        if plan.edge is not None:
+            raise ArgumentError("the plan leaves its choice to a compute stage that skips")
         if isinstance(self.remainder, Drop) and self.quant == "none" and decodes(x, plan, ctx):
             return decoded(x, plan, ctx)
         moved, rows = arranged(x, plan.layout, ctx), plan.layout.q

@@ -8,30 +8,31 @@ import torch
 from torch import Tensor
 
 from dit_sparse.compute.attend import Attend
-from dit_sparse.core import QKV, Context, Layout, Plan, on_device
+from dit_sparse.core import QKV, Context, Layout, Plan, Score, on_device
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.pool import pick
-from dit_sparse.kernels.skip import WIDEST, fits, skipping_attention
+from dit_sparse.kernels.skip import BELOW_PEAK, WIDEST, fits, skipping_attention
 
 
 @dataclass(frozen=True)
 class AttendSkipping:
     """Exact softmax attention to the blocks of a plan, but for those below its edge.
 
-    A plan with an edge keeps every visible block of causal attention; the kernel finds the scores
-    of `BelowPeak` on its way and leaves out those below the edge, and ctx.cache["density"] is the
-    share of the visible pairs that it computed, a 0-d float32 tensor. It takes causal attention of
-    several queries without a grid, no gradients, not the reference; else as `Attend`.
-    Used by BLASST.
+    A plan with an edge keeps every visible block of causal attention; the kernel finds what
+    `BelowPeak` measures on its way and leaves out the blocks below the edge, and
+    ctx.cache["density"] is the share of the visible pairs that it computed, a 0-d float32 tensor.
+    It takes causal attention of several queries in the given order, in equal blocks, no gradients,
+    not the reference; else as `Attend`. Used by BLASST.
     """
 
-    def skips(self, x: QKV, layout: Layout, ctx: Context) -> bool:
-        """Tell whether the kernel takes a call, with an edge instead of a choice."""
-        if not fits(*x, (layout.q.size, layout.kv.size)):
+    def skips(self, score: Score, x: QKV, layout: Layout, ctx: Context) -> bool:
+        """Tell whether the kernel makes the choice of a call."""
+        if getattr(score, "measure", None) != BELOW_PEAK or not ctx.causal or x.q.shape[2] < 2:
             return False
+        equal = all(blocks.order is None and blocks.offsets is None for blocks in layout)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in x)
-        plain = ctx.causal and ctx.grid is None and ctx.impl != "reference"
-        return plain and not wanted and x.q.shape[2] > 1
+        here = equal and not wanted and ctx.impl != "reference"
+        return here and fits(*x, (layout.q.size, layout.kv.size))
 
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:

@@ -44,7 +44,8 @@ def build(
         # changed settings were not measured
         measured = {} if params or schedule else method.measured
         merged = {**method.params, **params}
-        method = replace(method, params=merged, measured=measured)
+        when = method.when(params)
+        method = replace(method, params=merged, measured=measured, schedule=when)
     else:
         raise ArgumentError(f"method={method!r} must be a name, a Method, a Profile or its path")
     if schedule is not None:

@@ -235,7 +235,7 @@ class _Layer:
         parallel: bool,
     ) -> None:
         # plain attributes, not buffers: `.to("cuda")` must leave them on the CPU
-        module._dit_sparse = Here(torch.tensor(number), ctx, parallel)
+        module._dit_sparse = Here(torch.tensor(number, device="cpu"), ctx, parallel)
         # hooks of torch, not of diffusers: a wrapped `forward` is an object of its own in each
         # layer, and `compile_repeated_blocks` would compile every one of them
         hooks = (module.register_forward_pre_hook(_inside), module.register_forward_hook(_outside))

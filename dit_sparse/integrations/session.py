@@ -123,7 +123,7 @@ class Session:
         self.counts: dict[tuple[int, int], int] = {}
         self.seen: list[tuple[Place, Tensor, Tensor]] = []
         self.implementations: dict[str, str] = {}
-        self.boxes: dict[tuple[Any, ...], tuple[int, int, int, int] | None] = {}
+        self.boxes: dict[tuple[Any, ...], tuple[Tensor, tuple[int, int, int, int]]] = {}
         self.warned = False
         # what was chosen for a user who named no method; told once
         self.unnamed = ""
@@ -145,7 +145,7 @@ class Session:
         self.parts.append(part)
         # outside inference mode, for it is written again at every step
         with torch.inference_mode(False):
-            return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 8])
+            return torch.tensor([self.handle, len(self.parts) - 1, *[0] * 8], device="cpu")
 
     def enter(
         self, ctx: Tensor, timestep: Tensor | None, ids: Tensor | None, sizes: list[int]
@@ -173,7 +173,7 @@ class Session:
             self._look_back()
         if ids is not None:
             sizes = self._placed(part, ids, sizes)
-        ctx[2:] = torch.tensor([step, self.clock.steps, *sizes, branch])
+        ctx[2:] = torch.tensor([step, self.clock.steps, *sizes, branch], device="cpu")
 
     def _warn_if_lost(self) -> None:
         """Warn once when attention layers do not lead here, or did not in the first step."""
@@ -194,12 +194,13 @@ class Session:
         """Return the sizes of a call as the positions [S, 3 or more] of its tokens tell them."""
         frames, height, width, before, after = sizes
         last = before == REST
-        # positions cannot change within a generation: one wait for the device, not one per step
-        key = (part, tuple(ids.shape), tuple(sizes), ids.data_ptr())
+        # one wait for the device as long as they are the same memory: held, so that it stays theirs
+        writes = None if ids.is_inference() else ids._version
+        key = (part, tuple(ids.shape), tuple(sizes), ids.data_ptr(), writes)
         if key not in self.boxes:
-            ids = ids.flip(-2) if last else ids[..., -frames * height * width :, :]
-            self.boxes[key] = box(ids)
-        *found, rest = self.boxes[key] or (0, 0, 0, 0)
+            video = ids.flip(-2) if last else ids[..., -frames * height * width :, :]
+            self.boxes[key] = ids, box(video) or (0, 0, 0, 0)
+        *found, rest = self.boxes[key][1]
         return [*found, rest, after] if last else [*found, before, after + rest]
 
     def attend(
@@ -275,7 +276,8 @@ class Session:
         plan = self.method.plan(x, call)
         out = self.method.compute(x, plan, call)
         # a channel of every token is enough: what is not finite spreads in the next layer
-        self.seen.append((at, x.v[..., 0].sum(), out[..., 0].sum()))
+        came, left = (t[..., 0].sum(dtype=torch.float32) for t in (x.v, out))
+        self.seen.append((at, came, left))
         if self.guard is not None:
             self.guard.look(x, out, at.part, call)
         if self.watch is not None:
@@ -330,11 +332,8 @@ class Session:
         """Note how long the sequences are; tell once what a method that nobody named can gain."""
         self.parts[part].size = max(self.parts[part].size, (tokens, width))
         if self.unnamed:
-            log.warning(
-                "dit_sparse: no method was named; %s. Here %s",
-                self.unnamed,
-                told(self.parts[part].share()),
-            )
+            gain = told(self.parts[part].share())
+            log.warning("dit_sparse: no method was named; %s. Here %s", self.unnamed, gain)
             self.unnamed = ""
 
     def _why_dense(self, part: int, layer: int, step: int, steps: int) -> str:

@@ -129,8 +129,12 @@ class Lines:
     def _blocks(self, q: Tensor, k: Tensor, layout: Layout, ctx: Context, count: int) -> Tensor:
         """Score keys by the rank of their block."""
         size, (start, key) = layout.q.size, _starts(layout, q.device)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        rows, cols = (pool_blocks(t, size, dtype=wide, impl=ctx.impl) for t in (q, k))
+        wide, parts = torch.promote_types(q.dtype, torch.float32), ctx.cache.get("parts", {})
+        if ("blocks", count) not in parts:
+            # the last part of a call, which comes first, holds all keys: of a block, too
+            parts["blocks", count] = pool_blocks(k, size, dtype=wide, impl=ctx.impl)
+        rows = pool_blocks(q, size, dtype=wide, impl=ctx.impl)
+        cols = parts["blocks", count][:, :, : -(-len(key) // size)]
         product, ends = rows @ cols.mT, start + size
         block = torch.arange(product.shape[3], device=q.device) * size
         rank = _rank(product.masked_fill(block >= ends[:, None], NEVER))

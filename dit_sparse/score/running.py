@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context, Layout
+from dit_sparse.kernels.skip import BELOW_PEAK
 
 # numbers of the largest temporary map
 SCRATCH = 1 << 26
@@ -26,6 +28,8 @@ class BelowPeak:
     wider.
     Used by BLASST, which leaves them to its kernel wherever that takes the call.
     """
+
+    measure: ClassVar[str] = BELOW_PEAK
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         moved, (rows, cols) = arranged(x, layout, ctx), layout
