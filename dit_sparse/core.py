@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Plan:
     """What one attention call computes, as plain tensors.
 
-    level: [B, H, M, N] int8; 0 = left to the remainder, 1 = exact, l > 1 = pooled by 2^(l-1).
+    level: [B, H, M, N] int8; 0 = left to the remainder, 1 = exact, 2 <= l <= 6 = pooled by 2^(l-1).
     causal: query i sees keys j <= i + Skv - Sq. capacity: a known upper bound of the kept
     blocks per row, so that the lists need not be N wide. edge: compute leaves out more, the blocks
     whose largest weight stays below e^edge of the largest before them (see kernels/skip.py).
@@ -68,10 +68,19 @@ class Plan:
         A block of level l has 2^(l-1) times fewer pairs to compute; one of level 0 has none. With
         an edge an upper bound: what compute did is ctx.cache["density"].
         """
-        level, pairs = self.level, self.pairs().float()
-        work = torch.where(level > 0, torch.exp2(1.0 - level), 0.0)
-        share = pairs / pairs.sum((-2, -1), keepdim=True)
-        return (work * share).sum() / (level.shape[0] * level.shape[1])
+        (rows, cols), (batch, heads), device = self.layout, self.level.shape[:2], self.level.device
+        # 32 for an exact block, half of it for each level more: bytes hold that, and maps are large
+        work = 64 >> self.level & 63
+        if self.causal:
+            pairs = self.pairs().float()
+            return (work * (pairs / pairs.sum((-2, -1), keepdim=True))).sum() / (32 * batch * heads)
+        if cols.offsets is None:
+            short = cols.count * cols.size - cols.length
+            keys = work.sum(-1) * cols.size - work[..., -1].long() * short
+        else:
+            keys = (work.float() @ cols.sizes(device, heads).float()[..., None])[..., 0]
+        seen = (keys.float() * rows.sizes(device, heads)).sum()
+        return seen / (32.0 * batch * heads * rows.length * cols.length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +148,6 @@ class Select(Protocol):
         """Return the most blocks a row can keep of `columns`, None when only the data knows."""
 
 
-@runtime_checkable
-class Edged(Protocol):
-    """A selection that keeps whatever scores at least an edge, known before the scores."""
-
-    def edge_of(self, layout: Layout) -> float: ...
-
-
 class Compute(Protocol):
     """Stage 4: the output [B, H, Sq, Dv] in the original token order."""
 
@@ -154,10 +156,12 @@ class Compute(Protocol):
 
 @runtime_checkable
 class Skipping(Protocol):
-    """A compute stage that can find what a score measures on its way."""
+    """A compute stage that can make a choice on its way."""
 
-    def skips(self, score: Score, x: QKV, layout: Layout, ctx: Context) -> bool:
-        """Tell whether it does for this score and these tensors."""
+    def edge(
+        self, score: Score, select: Select, x: QKV, layout: Layout, ctx: Context
+    ) -> float | None:
+        """Return from where on blocks are kept; None: the choice must stand before the call."""
         ...
 
 
@@ -203,9 +207,8 @@ class Method:
         """
         layout, edge = self.arrange(x, ctx), None
         future, diagonal = layout.future(x.q.device) if ctx.causal else (None, None)
-        stage, choose = self.compute, self.select
-        if isinstance(stage, Skipping) and isinstance(choose, Edged):
-            edge = choose.edge_of(layout) if stage.skips(self.score, x, layout, ctx) else None
+        if isinstance(self.compute, Skipping):
+            edge = self.compute.edge(self.score, self.select, x, layout, ctx)
         if edge is None:
             score = self.score(x, layout, ctx)
             score = score if future is None else score.masked_fill(future, float("-inf"))

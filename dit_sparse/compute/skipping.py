@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.compute.attend import Attend
-from dit_sparse.core import QKV, Context, Layout, Plan, Score, on_device
+from dit_sparse.core import QKV, Context, Layout, Plan, Score, Select, on_device
 from dit_sparse.kernels.attention import implementation
 from dit_sparse.kernels.pool import pick
 from dit_sparse.kernels.skip import BELOW_PEAK, WIDEST, fits, skipping_attention
@@ -25,14 +25,19 @@ class AttendSkipping:
     not the reference; else as `Attend`. Used by BLASST.
     """
 
-    def skips(self, score: Score, x: QKV, layout: Layout, ctx: Context) -> bool:
-        """Tell whether the kernel makes the choice of a call."""
-        if getattr(score, "measure", None) != BELOW_PEAK or not ctx.causal or x.q.shape[2] < 2:
-            return False
+    def edge(
+        self, score: Score, select: Select, x: QKV, layout: Layout, ctx: Context
+    ) -> float | None:
+        """Return the edge of a selection, None where the kernel does not make its choice."""
+        edge_of = getattr(select, "edge_of", None)
+        if getattr(score, "measure", None) != BELOW_PEAK or edge_of is None:
+            return None
         equal = all(blocks.order is None and blocks.offsets is None for blocks in layout)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in x)
-        here = equal and not wanted and ctx.impl != "reference"
-        return here and fits(*x, (layout.q.size, layout.kv.size))
+        plain = ctx.causal and x.q.shape[2] > 1 and ctx.impl != "reference"
+        if not (plain and equal and not wanted and fits(*x, (layout.q.size, layout.kv.size))):
+            return None
+        return edge_of(layout)
 
     @on_device
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
