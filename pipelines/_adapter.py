@@ -12,6 +12,14 @@ from dit_sparse.errors import ArgumentError, MissingDependencyError
 from dit_sparse.profile import Profile
 
 SETTINGS = "dit_sparse.toml"
+# options of diffusers' own from_pretrained
+HOST = frozenset((
+    "cache_dir", "custom_pipeline", "custom_revision", "dduf_file", "device_map", "disable_mmap",
+    "dtype", "force_download", "local_files_only", "low_cpu_mem_usage", "max_memory", "mirror",
+    "offload_folder", "offload_state_dict", "output_loading_info", "provider", "provider_options",
+    "proxies", "quantization_config", "revision", "sess_options", "token", "torch_dtype",
+    "trust_remote_code", "use_onnx", "use_safetensors", "variant",
+))  # fmt: skip
 
 
 class Sparse:
@@ -30,14 +38,16 @@ class Sparse:
         impl: str = "auto",
         quant: str = "none",
         guard: float | None = None,
+        params: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """Load a pipeline and enable a sparse method on it.
 
         method: a name or a `Method`; its parameters stand among the options, the rest goes to
-        diffusers. profile: settings instead of `method`. With neither, the `dit_sparse.toml`
-        saved beside the model decides, else `enable` does. impl, quant, guard: as in
-        `enable`. dtype and torch_dtype are one.
+        diffusers, and so does what both know: such a parameter (SLA's variant) goes into `params`.
+        profile: settings instead of `method`. With neither, the `dit_sparse.toml` saved beside the
+        model decides, else `enable` does. impl, quant, guard: as in `enable`. dtype and
+        torch_dtype are one.
         """
         from dit_sparse.integrations.diffusers import enable, parameters
         from dit_sparse.integrations.seam import DTYPE
@@ -52,13 +62,11 @@ class Sparse:
             chosen = saved
         if isinstance(chosen, Path):
             chosen = Profile.load(chosen)
-        params = _split(parameters(chosen), options)
+        given = {**_split(parameters(chosen) - HOST, options), **(params or {})}
         for key in {"dtype", "torch_dtype"} & set(options):
             options[DTYPE] = options.pop(key)
         pipe = super().from_pretrained(path, **options)  # type: ignore[misc]
-        return enable(
-            pipe, chosen, schedule=schedule, impl=impl, quant=quant, guard=guard, **params
-        )
+        return enable(pipe, chosen, schedule=schedule, impl=impl, quant=quant, guard=guard, **given)
 
     def save_pretrained(self, path: str | Path, *args: Any, **options: Any) -> None:
         """Save the pipeline for plain diffusers as well, and the sparse settings beside it."""
@@ -104,7 +112,7 @@ def drop_in(module: str, pipelines: Mapping[str, str]) -> Callable[[str], Any]:
 def _split(known: set[str], options: dict[str, Any]) -> dict[str, Any]:
     """Take the parameters of the method out of `options`, and refuse near misses of their names."""
     params = {key: options.pop(key) for key in list(options) if key in known}
-    for key in options:
+    for key in options.keys() - HOST:
         near = get_close_matches(key, known, n=1, cutoff=0.7)
         if near:
             raise ArgumentError(f"{key}={options[key]!r} is no option; did you mean {near[0]!r}?")

@@ -113,6 +113,10 @@ def test_load_refuses(folder, tmp_path, monkeypatch):
         load(tmp_path)
     with pytest.raises(dit_sparse.DitSparseError, match="did you mean 'keep'"):
         load(folder, "pisa", kep=0.5)
+    # what diffusers knows is its own, also where a method has a parameter of that name or nearly
+    host = {"revision": "main", "variant": None}
+    pipe = load(folder, "sla", params={"variant": "global"}, **host)
+    assert profile_of(pipe).params == {"variant": "global"} and load(folder, "pisa", **host)
     with pytest.raises(AttributeError, match="SparseNothing"):
         dit_sparse.pipelines.SparseNothing  # noqa: B018
     assert {"load", "SparseFluxPipeline", "SparseWanPipeline"} <= set(dir(dit_sparse.pipelines))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dit_sparse.commands.job import Job
 from dit_sparse.commands.request import Request
+from dit_sparse.pipelines._adapter import HOST
 from dit_sparse.profile import shipped
 
 FIND = "from dit_sparse.profile import find"
@@ -43,7 +44,10 @@ def python(job: Job, file: str | Path) -> str:
     dtype = str(job.pipe.transformer.dtype).removeprefix("torch.")
     asked = {k: v for k, v in job.arguments.items() if k not in ("prompt", "output_type")}
     more = {"quant": request.quant, "guard": request.guard}
-    given = {**request.params, **{k: v for k, v in more.items() if v not in ("none", None)}}
+    params = {k: v for k, v in request.params.items() if k in HOST}
+    given = {k: v for k, v in request.params.items() if k not in HOST}
+    given |= {k: v for k, v in more.items() if v not in ("none", None)}
+    given |= {"params": params} if params else {}
     method, finding = repr(choice.name), []
     if request.profile in shipped():
         # a shipped one has a name; the library takes a file or a `Profile`
