@@ -17,6 +17,27 @@ from dit_sparse.kernels.contract import Cut, as_scale, block_bounds, per_head
 from dit_sparse.kernels.pool import pick
 
 
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """Return q k^T [B, H, M, N] in float32 or wider: 2 bytes would round large logits, and float16
+    overflow.
+
+    q: [B, H, M, D], k: [B, Hkv, N, D]; the heads of a key head are rows of one product.
+
+    >>> large = torch.full((1, 1, 1, 64), 60.0).half()
+    >>> products(large, large).item()
+    230400.0
+    """
+    wide, (heads, rows) = torch.promote_types(q.dtype, torch.float32), q.shape[1:3]
+    q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+    wanted = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if q.dtype == wide or wanted or not q.is_cuda or torch.version.hip is not None:
+        found = q.to(wide) @ k.to(wide).mT
+    else:
+        # tensor cores sum in float32 anyway
+        found = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT, wide)
+    return found.view(q.shape[0], heads, rows, k.shape[2])
+
+
 def pooled_scores(
     q: Tensor,
     k: Tensor,

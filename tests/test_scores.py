@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_sparse.kernels.contract import Cut
-from dit_sparse.kernels.scores import pooled_scores
+from dit_sparse.kernels.scores import pooled_scores, products
 from tests.kernel_cases import BOTH, DEVICE, offsets
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -72,3 +72,17 @@ def test_float64_and_gradients_take_torch():
     assert torch.autograd.grad(out[..., 0].sum(), q)[0].abs().sum() > 0
     with pytest.raises(ValueError, match="text must be None"):
         pooled_scores(q, q, text=q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_products_of_any_dtype(dtype, kv_heads):
+    """Logits are as exact as sums of float32, and beyond what float16 holds."""
+    q, k = (torch.randn(2, n, m, 64, device=DEVICE).to(dtype) for n, m in ((4, 9), (kv_heads, 30)))
+    q[..., :4] += 60
+    k[..., :4] += 60
+    found = products(q, k)
+    truth = q.double() @ k.double().repeat_interleave(4 // kv_heads, 1).mT
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    # 64 terms of up to 64^2, summed in single precision
+    assert (found - truth).abs().max() < 64 * 64**2 * 2.0**-23

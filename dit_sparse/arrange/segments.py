@@ -8,6 +8,7 @@ import torch
 
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.scores import products
 from dit_sparse.parameters import check_count
 
 
@@ -42,14 +43,14 @@ class SortedSegments:
         if length <= self.segment:
             return plain
         q, k = x.q[:, :, -self.block :].detach(), x.k[:, :, :whole].detach()
-        wide, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-        # heads of one key head side by side: [B, Hkv, G, rows, whole]
-        logits = scale * (q.unflatten(1, (k.shape[1], group)) @ k[:, :, None].mT).to(wide)
+        # [B, H, rows, whole]
+        logits = scale * products(q, k)
         last = torch.arange(length - q.shape[2], length, device=q.device)
         late = torch.arange(whole, device=q.device) > last[:, None]
         share = logits.masked_fill(late, float("-inf")).softmax(-1).mean(-2)
-        share = share.mean(2) if self.grouped else share.flatten(1, 2)
+        if self.grouped:
+            share = share.unflatten(1, (k.shape[1], -1)).mean(2)
         order = share.unflatten(2, (-1, self.segment)).argsort(dim=-1, descending=True, stable=True)
         order = order + torch.arange(0, whole, self.segment, device=q.device)[:, None]
         rest = torch.arange(whole, length, device=q.device).expand(*order.shape[:2], -1)

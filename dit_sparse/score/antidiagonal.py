@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.kernels.scores import products
 
 # numbers of the largest temporary map of cells
 SCRATCH = 1 << 26
@@ -42,10 +43,8 @@ class Antidiagonal:
         # the tokens of a cell are one long vector, those of queries backwards
         queries = self._long(q[:, :, : layout.q.video_tokens], rows * row_cells).flip(3).flatten(3)
         keys = self._long(k[:, :, : layout.kv.video_tokens], cols * col_cells).flatten(3)
-        wide = torch.promote_types(q.dtype, torch.float32)
         scale = (q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale) / self.stride
-        group, device = q.shape[1] // k.shape[1], q.device
-        keys = keys.repeat_interleave(group, 1) if group > 1 else keys
+        device = q.device
         first_key = torch.arange(cols * col_cells, device=device) * self.stride
         stop = torch.full_like(first_key[:1], layout.kv.video_tokens)
         shift = layout.kv.length - layout.q.length
@@ -53,7 +52,7 @@ class Antidiagonal:
         parts = []
         for at in range(0, rows, step):
             cells = slice(at * row_cells, min(at + step, rows) * row_cells)
-            logits = (queries[:, :, cells] @ keys.mT).to(wide) * scale
+            logits = products(queries[:, :, cells], keys) * scale
             last = torch.arange(cells.start, cells.stop, device=device) * self.stride
             real = last < layout.q.video_tokens
             seen = stop

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Layout, Score
+from dit_sparse.kernels.scores import products
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,11 @@ class PageMass:
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         q, k, heads = x.q.detach(), x.k.detach(), x.q.shape[1]
-        wide = torch.promote_types(q.dtype, torch.float32)
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
-        # heads of one key head side by side: [B, Hkv, G, Sq, S]
-        logits = scale * (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT).to(wide)
+        logits = scale * products(q, k)
         position = torch.arange(q.shape[2], device=q.device) + k.shape[2] - q.shape[2]
         late = torch.arange(k.shape[2], device=q.device) > position[:, None]
-        share = logits.masked_fill(late & ctx.causal, float("-inf")).softmax(-1).amax((1, 2))
+        share = logits.masked_fill(late & ctx.causal, float("-inf")).softmax(-1).amax(1)
         pages = F.pad(share, (0, layout.kv.count * layout.kv.size - k.shape[2]))
         mass = pages.unflatten(2, (-1, layout.kv.size)).sum(3)
         return mass[:, None].expand(-1, heads, -1, -1)

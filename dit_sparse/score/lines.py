@@ -13,6 +13,7 @@ from dit_sparse.constants import constant
 from dit_sparse.core import QKV, Context, Known, Layout, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.pool import pool_blocks
+from dit_sparse.kernels.scores import products
 
 SHAPES = {"A": 2, "V": 2, "B": 1}
 NEVER = float("-inf")
@@ -147,8 +148,7 @@ def line_masses(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tenso
     q: [B, H, R, D] the last queries; k: [B, H, S, D]. float32 or wider.
     """
     (rows, dim), length = q.shape[2:], k.shape[2]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    logits = (dim**-0.5 if scale is None else scale) * (q @ k.mT).to(wide)
+    logits = (dim**-0.5 if scale is None else scale) * products(q, k)
     position = torch.arange(length - rows, length, device=q.device)
     late = torch.arange(length, device=q.device) > position[:, None]
     p = logits.masked_fill(late, NEVER).softmax(-1)

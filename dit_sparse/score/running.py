@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context, Layout
+from dit_sparse.kernels.scores import products
 from dit_sparse.kernels.skip import BELOW_PEAK
 
 # numbers of the largest temporary map
@@ -36,8 +37,6 @@ class BelowPeak:
         q = moved.q[:, :, : rows.video_tokens].detach()
         k = moved.k[:, :, : cols.video_tokens].detach()
         heads, groups = q.shape[1], k.shape[1]
-        k = k.repeat_interleave(heads // groups, 1) if heads > groups else k
-        wide = torch.promote_types(q.dtype, torch.float32)
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale
         key, shift = torch.arange(k.shape[2], device=q.device), cols.length - rows.length
         step = rows.size * max(
@@ -45,7 +44,7 @@ class BelowPeak:
         )
         parts, back = [], cols.video * cols.size - k.shape[2]
         for at in range(0, q.shape[2], step):
-            logits = scale * (q[:, :, at : at + step] @ k.mT).to(wide)
+            logits = scale * products(q[:, :, at : at + step], k)
             count = logits.shape[2]
             if ctx.causal:
                 position = torch.arange(at, at + count, device=q.device) + shift

@@ -11,6 +11,7 @@ from dit_sparse.arranged import arranged
 from dit_sparse.core import QKV, Context, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.pool import pool_blocks
+from dit_sparse.kernels.scores import products
 
 # numbers of the largest temporary map
 SCRATCH = 1 << 26
@@ -109,8 +110,7 @@ def block_max_map(x: QKV, size: int, scale: float | None = None) -> Tensor:
     Causal; the distillation target of SeerAttention: the loss is KL(A || gate). In two passes over
     some rows at a time: no map of single tokens is kept.
     """
-    q, k = x.q, x.k.repeat_interleave(x.q.shape[1] // x.k.shape[1], 1)
-    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k, _ = x
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     length, shift = k.shape[2], k.shape[2] - q.shape[2]
     key, step = torch.arange(length, device=q.device), size
@@ -118,7 +118,7 @@ def block_max_map(x: QKV, size: int, scale: float | None = None) -> Tensor:
     parts = []
     for at in range(0, q.shape[2], step):
         rows = q[:, :, at : at + step]
-        logits = factor * (rows @ k.mT).to(wide)
+        logits = factor * products(rows, k)
         position = torch.arange(at, at + rows.shape[2], device=q.device) + shift
         logits = logits.masked_fill(key > position[:, None], float("-inf"))
         lse = logits.logsumexp(-1, keepdim=True)
