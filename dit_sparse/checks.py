@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from dit_sparse.errors import ArgumentError
 from dit_sparse.tokens import Grid
 
 
@@ -14,13 +15,15 @@ class Known:
     """What is known of the sparse calls to come before their tensors are; None = not yet.
 
     layers: the numbers of the layers that are ever sparse. heads: of the queries. steps: the sparse
-    ones, up to the last of a generation: `steps.stop` is the number of all.
+    ones, up to the last of a generation: `steps.stop` is the number of all. causal: whether queries
+    see the past alone.
     """
 
     layers: tuple[int, ...]
     heads: int | None = None
     steps: range | None = None
     grid: Grid | None = None
+    causal: bool | None = None
 
 
 @runtime_checkable
@@ -29,6 +32,13 @@ class Checked(Protocol):
 
     def check(self, known: Known) -> None:
         """Raise what a call would raise later, as far as it follows from what is known."""
+
+
+def causal_only(causal: bool | None, why: str) -> None:
+    """Raise where queries see more than the past."""
+    if causal is False:
+        where = "causal attention alone: causal=True, or a language model"
+        raise ArgumentError(f"causal=False: {why}; for {where}")
 
 
 def check(stage: Any, known: Known) -> None:

@@ -15,14 +15,14 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from dit_sparse.checks import Known, check
+from dit_sparse.checks import Known, causal_only, check
 from dit_sparse.errors import ArgumentError
 from dit_sparse.schedule import Schedule
 from dit_sparse.tokens import QKV, Blocks, Grid, Heads, Layout, layer_row, on_device
 
 __all__ = [
-    "QKV", "Blocks", "Context", "Grid", "Heads", "Known", "Layout", "Method", "Plan", "layer_row",
-    "on_device",
+    "QKV", "Blocks", "Context", "Grid", "Heads", "Known", "Layout", "Method", "Plan", "causal_only",
+    "layer_row", "on_device",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class Method:
 
     def check(
         self, layers: int, heads: int | None = None, steps: int | None = None, grid: Grid | None =
-        None,
+        None, causal: bool | None = None,
     ) -> None:  # fmt: skip
         """Raise where a parameter cannot work in a model or, with steps and grid, a generation.
 
@@ -195,7 +195,7 @@ class Method:
         at = self.schedule.at
         sparse = tuple(n for n in range(layers) if at(n, total - 1, total) == "sparse")
         first = self.schedule.first_sparse_step(total)
-        known = Known(sparse, heads, range(first, steps) if steps else None, grid)
+        known = Known(sparse, heads, range(first, steps) if steps else None, grid, causal)
         for stage in (self.arrange, self.score, self.select, self.compute) if sparse else ():
             check(stage, known)
 

@@ -18,7 +18,8 @@ class Schedule:
     dense_layers: the first n layers (int) or the numbers of the layers (tuple); layers are
     counted over the self-attention layers of one transformer, from 0.
     phase: of a language model, where a method for text is sparse: in calls of several queries
-    ("prefill"), of a single one ("decode") or "both"; "" for methods of diffusion models.
+    ("prefill"), of a single one ("decode") or "both"; "" for methods of diffusion models. Those
+    for a prefill run on diffusion models, too, unless a stage needs causal attention.
     """
 
     dense_steps: int | float = 0

@@ -158,7 +158,7 @@ def test_number_format_stays_with_a_value():
 def test_methods_for_text_are_refused(schedule):
     """A schedule without a phase does not make a method for text one for videos."""
     with pytest.raises(dit_sparse.DitSparseError, match="language models"):
-        dit_sparse.enable(tiny_wan().transformer, "xattention", schedule=schedule)
+        dit_sparse.enable(tiny_wan().transformer, "blasst", schedule=schedule)
 
 
 def test_refused_models():

@@ -18,7 +18,7 @@ ALLOWED = {
     "dit_sparse/errors.py": (),
     "dit_sparse/schedule.py": ("errors",),
     "dit_sparse/tokens.py": ("errors",),
-    "dit_sparse/checks.py": ("tokens",),
+    "dit_sparse/checks.py": ("errors", "tokens"),
     "dit_sparse/core.py": ("checks", "errors", "schedule", "tokens"),
     "dit_sparse/parameters.py": ("errors", "kernels.choice", "kernels.contract"),
     "dit_sparse/constants.py": (),

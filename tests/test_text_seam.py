@@ -121,10 +121,12 @@ def refusals():
     yield lambda: text.enable(build(), whole(), keep=1.0), ["'keep'", "Method value"]
     yield lambda: text.enable(build(), "sla", weights="no/file"), ["no/file"]
     yield lambda: text.enable(build(), 3), ["method=3"]
+    late = {"dense_steps": 3, "block": 16}
+    yield lambda: text.enable(build(), "xattention", **late), ["dense_steps=3", "dense_layers"]
     yield lambda: text.report(build()), ["never enabled"]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(10))
 def test_refusals_name_what_would_work(case):
     call, words = list(refusals())[case]
     with pytest.raises(dit_sparse.DitSparseError) as caught:

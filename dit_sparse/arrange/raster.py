@@ -13,10 +13,11 @@ from dit_sparse.parameters import check_count
 
 @dataclass(frozen=True)
 class Raster:
-    """Blocks of `block` consecutive tokens, text behind the video. Used by dense, SLA;
-    PSA and Rectified SpaAttn offer it.
+    """Blocks of `block` consecutive tokens, text behind the video.
 
-    kv_block: size of the key blocks where it differs from that of the query blocks.
+    kv_block: size of the key blocks where it differs from that of the query blocks. block=1: for
+    queries that choose for themselves; compute them with per_token. Used by dense, SLA and most
+    methods for language models; PSA and Rectified SpaAttn offer it.
     """
 
     block: int = 64

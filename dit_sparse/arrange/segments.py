@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dit_sparse.core import QKV, Blocks, Context, Layout
+from dit_sparse.core import QKV, Blocks, Context, Known, Layout, causal_only
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.scores import products
 from dit_sparse.parameters import check_count
@@ -32,12 +32,12 @@ class SortedSegments:
         if self.segment % self.block:
             raise ArgumentError(f"segment={self.segment} must be a multiple of block={self.block}")
 
+    def check(self, known: Known) -> None:
+        """Raise for what is not causal."""
+        causal_only(known.causal, "segments that see one another are those of causal attention")
+
     def __call__(self, x: QKV, ctx: Context) -> Layout:
-        if not ctx.causal:
-            raise ArgumentError(
-                "causal=False: segments that see one another are those of causal attention; use "
-                "causal=True"
-            )
+        causal_only(ctx.causal, "segments that see one another are those of causal attention")
         plain = Layout.uniform(x, self.block)
         length, whole = x.k.shape[2], x.k.shape[2] // self.segment * self.segment
         if length <= self.segment:

@@ -29,7 +29,7 @@ class Attend:
 
     per_token: the plan's query blocks are single tokens, each with its own choice (VMoBA). quant:
     "none", or "fp8" where a kernel takes the call so (see kernels/quant.py), forward only.
-    Used by every method but dense.
+    Used by most methods.
     """
 
     remainder: Remainder = Drop()

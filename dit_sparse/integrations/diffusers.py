@@ -63,7 +63,7 @@ def enable(
     if name and isinstance(method, str) and not method.endswith(".toml"):
         method = shipped_for(name, method) or method
     value, label, profile = build(method, schedule, quant, params)
-    if value.schedule.phase:
+    if value.schedule.phase not in ("", "prefill"):
         raise ArgumentError(
             f"method={label!r} is for language models: see dit_sparse.integrations.transformers"
         )
@@ -79,7 +79,7 @@ def enable(
             )
         layers = adapter.layers(root)
         counts[name] = len(layers)
-        value.check(len(layers), adapter.heads(layers))
+        value.check(len(layers), adapter.heads(layers), causal=False)
     check_weights(value, counts)
     if profile is not None and not profile.model:
         profile = replace(profile, model=type(found[0][1]).__name__)

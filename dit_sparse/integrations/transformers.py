@@ -79,9 +79,12 @@ def enable(
     value, label, _ = build(method, schedule, "none", params)
     check_impl(impl)
     config = root.config.get_text_config()
-    value.check(len(layers), config.num_attention_heads)
+    value.check(len(layers), config.num_attention_heads, causal=True)
     check_weights(value, {"model": len(layers)})
     _try(value, config, label, len(layers))
+    if value.schedule.first_sparse_step(2) > 1:
+        given = value.schedule.dense_steps
+        raise ArgumentError(f"dense_steps={given!r} counts steps of denoising; use dense_layers")
     disable(model)
     before, restore = _use(root, NAME)
     session = TextSession(type(root).__name__, label, value, len(layers), impl, _own_heads(root))

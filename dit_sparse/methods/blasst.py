@@ -48,7 +48,7 @@ TILES = (16, 32, 64, 128)
 
 
 @register("blasst", arxiv="2512.12087", code="NVIDIA/TensorRT-LLM")
-def blasst(factor=85.97, decode_factor=55.48, block=(128, 64), dense_steps=0, dense_layers=0):
+def blasst(factor=85.97, decode_factor=55.48, block=(128, 64), dense_layers=0):
     for name, value in (("factor", factor), ("decode_factor", decode_factor)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ArgumentError(f"{name}={value!r} must be a number of at least 0 (0: dense)")
@@ -62,7 +62,7 @@ def blasst(factor=85.97, decode_factor=55.48, block=(128, 64), dense_steps=0, de
         score=BelowPeak(),
         select=WithinFactor(factor, decode_factor),
         compute=AttendSkipping(),
-        schedule=Schedule(dense_steps, dense_layers, "both"),
+        schedule=Schedule(0, dense_layers, "both"),
     )
 
 

@@ -19,7 +19,7 @@ Differs from the paper:
 - the cost model of the paper is not part of a method.
 """
 
-from dit_sparse.arrange.single import SingleQueries
+from dit_sparse.arrange.raster import Raster
 from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Drop
 from dit_sparse.core import Method
@@ -40,7 +40,7 @@ def block_topk(pages=64, page=16, dense_layers=0):
     check_count("pages", pages)
     check_count("page", page)
     return Method(
-        arrange=SingleQueries(page),
+        arrange=Raster(1, page),
         score=PageMean(),
         select=ForcedTopK(pages, others=True),
         compute=Attend(remainder=Drop(), per_token=True),

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_sparse.arrange.single import SingleQueries
+from dit_sparse.arrange.raster import Raster
 from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Drop
 from dit_sparse.core import Method
@@ -50,7 +50,7 @@ def delta(pages=64, recent=8, page=16, first=2, deltas=(2, 14, 22)):
     if not all(type(n) is int and n >= 0 for n in deltas):
         raise ArgumentError(f"deltas={deltas!r} must be numbers of layers, counted from 0")
     return Method(
-        arrange=SingleQueries(page),
+        arrange=Raster(1, page),
         score=Relayed(PageMass(), deltas),
         select=Outside(RecentTopK(pages, recent), deltas, first),
         compute=Attend(remainder=Drop(), per_token=True),

@@ -28,7 +28,7 @@ Differs from the paper:
 - without causality, on videos, the same; the paper has none.
 """
 
-from dit_sparse.arrange.single import SingleQueries
+from dit_sparse.arrange.raster import Raster
 from dit_sparse.compute.attend import Attend
 from dit_sparse.compute.remainder import Drop
 from dit_sparse.core import Method
@@ -47,7 +47,7 @@ def moba(topk=8, block=128, weights="", dense_steps=0, dense_layers=0):
     if not isinstance(weights, str):
         raise ArgumentError(f"weights={weights!r} must be the path of a file, as a string")
     return Method(
-        arrange=SingleQueries(block),
+        arrange=Raster(1, block),
         score=Convolved(TokenGate()),
         select=ForcedTopK(topk),
         compute=Attend(remainder=Drop(), per_token=True),

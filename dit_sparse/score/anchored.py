@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.core import QKV, Context, Layout
-from dit_sparse.errors import ArgumentError
+from dit_sparse.core import QKV, Context, Known, Layout, causal_only
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,12 @@ class Anchored:
     step: int = 16
     initial: int = 128
 
+    def check(self, known: Known) -> None:
+        """Raise for what is not causal."""
+        causal_only(known.causal, "anchors are the largest logits of a causal window")
+
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        if not ctx.causal:
-            raise ArgumentError(
-                "causal=False: anchors are the largest logits of a causal window; use causal=True"
-            )
+        causal_only(ctx.causal, "anchors are the largest logits of a causal window")
         q, k = x.q.detach(), x.k.detach()
         wide, heads = torch.promote_types(q.dtype, torch.float32), q.shape[1]
         scale = q.shape[-1] ** -0.5 if ctx.scale is None else ctx.scale

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.constants import constant
-from dit_sparse.core import QKV, Context, Known, Layout, layer_row
+from dit_sparse.core import QKV, Context, Known, Layout, causal_only, layer_row
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.pool import pool_blocks
 from dit_sparse.kernels.scores import products
@@ -61,13 +61,13 @@ class Lines:
                 shape_of(text)
 
     def check(self, known: Known) -> None:
-        """Raise unless every sparse layer has a row with a shape for each head."""
+        """Raise unless every sparse layer is causal and has a row with a shape for each head."""
+        causal_only(known.causal, "slashes are distances to the past")
         for layer in known.layers if self.heads else ():
             layer_row(self.heads, layer, known.heads, "heads", "shape")
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        if not ctx.causal:
-            raise ArgumentError("causal=False: slashes are distances to the past; use causal=True")
+        causal_only(ctx.causal, "slashes are distances to the past")
         heads, device = x.q.shape[1], x.q.device
         row = (self.shape,) * heads
         if self.heads:
