@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from dit_sparse.core import QKV, Context, Grid, Method, Plan
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, DitSparseError
 from dit_sparse.kernels.contract import as_scale
 from dit_sparse.parameters import check_impl, check_quant
 from dit_sparse.profile import Profile
@@ -44,7 +46,9 @@ def attention(
     """
     check_quant(quant)
     x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
-    return (value if quant == "none" else value.with_quant(quant))(x, ctx)
+    value = value if quant == "none" else value.with_quant(quant)
+    with _ours():
+        return value(x, ctx)
 
 
 def plan(
@@ -63,7 +67,8 @@ def plan(
     """Return the plan that `attention` with the same arguments would run."""
     check_quant(quant)
     x, ctx, value = _prepare(q, k, v, method, grid, causal, scale, impl, params)
-    return value.plan(x, ctx)
+    with _ours():
+        return value.plan(x, ctx)
 
 
 def enable(model: P, method: Any = None, *, schedule: Schedule | None = None, **params: Any) -> P:
@@ -96,6 +101,17 @@ def report(model: Any) -> Report:
     return diffusers.report(model)
 
 
+@contextmanager
+def _ours() -> Iterator[None]:
+    """Raise what a kernel says of its arguments as an error of this package."""
+    try:
+        yield
+    except DitSparseError:
+        raise
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+
+
 def _prepare(
     q: Tensor,
     k: Tensor,
@@ -121,8 +137,11 @@ def _prepare(
         )
     if not q.numel() or not k.numel():
         raise ArgumentError(f"q {tuple(q.shape)} or k {tuple(k.shape)} has an axis of size 0")
-    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
-        raise ArgumentError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating type")
+    wide = q.is_floating_point() and q.element_size() > 1
+    if not wide or not q.dtype == k.dtype == v.dtype:
+        raise ArgumentError(
+            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating type of 2 to 8 bytes"
+        )
     if not q.device == k.device == v.device:
         raise ArgumentError(f"q, k, v are on {q.device}, {k.device}, {v.device}; use one device")
     try:
