@@ -79,6 +79,8 @@ def __getattr__(name: str) -> _Any:
             value = getattr(_import_module(f"dit_sparse.{home}"), name)
             globals()[name] = value
             return value
+    if name == "testing":
+        return _import_module("dit_sparse.testing")
     raise AttributeError(f"module 'dit_sparse' has no attribute {name!r}")
 
 

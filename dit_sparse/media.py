@@ -137,6 +137,7 @@ def _header(width: int, labels: tuple[str, str]) -> np.ndarray:
 
 def _mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     import imageio
+    from imageio_ffmpeg import count_frames_and_secs
 
     # yuv420p is what every player shows; it halves the colours, so sizes must be even
     quality = ["-crf", "17", "-movflags", "+faststart"]
@@ -145,10 +146,20 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
         macro_block_size=1, ffmpeg_params=quality, ffmpeg_log_level="error",
     )  # fmt: skip
     # leaving `with writer` by an error would not wait for ffmpeg, which then makes the file anew
+    count = 0
     with closing(writer):
         for frame in frames:
             height, width = frame.shape[:2]
             writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge"))
+            count += 1
+    # nobody tells how ffmpeg ended
+    try:
+        found = count_frames_and_secs(str(path))[0]
+    except RuntimeError:
+        found = 0
+    if found != count:
+        what = f"{found} of {count} frames can be read back; is the disk full?"
+        raise OSError(f"no whole video in {path.parent}: {what}")
 
 
 def _animation(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:

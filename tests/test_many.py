@@ -14,7 +14,8 @@ from tests.test_cli import run
 from tests.tiny_wan import save
 
 PROMPTS = "a red circle moves right\n\na blue square\n"
-SMALL = ["--steps", "2", "--frames", "5", "--device", "cpu"]
+AUTO = ["--steps", "2", "--frames", "5"]
+SMALL = [*AUTO, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_processes_share_a_generation(model, tmp_path):
 
 def test_processes_share_the_prompts(model, prompts, tmp_path):
     given = ["generate", "--prompts", str(prompts), "--model", model, "--out", str(tmp_path)]
-    found = torchrun(2, *given, "--quiet", *SMALL)
+    found = torchrun(2, *given, "--quiet", *AUTO)
     assert found.returncode == 0, found.stderr
     assert len(list(tmp_path.glob("*.mp4"))) == 2 and len(found.stdout.split()) == 2
     assert {line["number"] for line in manifest(tmp_path)} == {0, 2}

@@ -1,6 +1,7 @@
 """Files are playable, whole or absent, and what was drawn is what is read back."""
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +75,17 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, kind, error):
     path.write_text("old")
     with pytest.raises(error):
         media.write(path, frames())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text() == "old"
+
+
+def test_a_video_that_ffmpeg_broke_is_none(tmp_path, monkeypatch):
+    """It tells nobody that the disk was full: what is read back decides."""
+    path = tmp_path / "a.mp4"
+    path.write_text("old")
+    count = imageio_ffmpeg.count_frames_and_secs
+    monkeypatch.setattr(imageio_ffmpeg, "count_frames_and_secs", lambda p: (count(p)[0] - 1, 0.0))
+    with pytest.raises(OSError, match=r"2 of 3 frames can be read back; is the disk full\?"):
+        media.write(path, clip(3))
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text() == "old"
 
 

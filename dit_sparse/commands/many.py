@@ -119,9 +119,11 @@ def run(request: Request, prompts: Path) -> None:
 
 def _share(request: Request, todo: Sequence[Entry], manifest: Manifest, screen: Screen) -> None:
     """Make this process's part of what is to do; return when every process is through."""
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=request.device == "cpu")
+    on_cpu = request.device == "auto" and not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu or request.device == "cpu")
     if todo:
         with state.split_between_processes(list(todo)) as mine:
             if mine:

@@ -13,6 +13,7 @@ from typing import Any
 from dit_sparse.commands.job import checked, file_name
 from dit_sparse.commands.loading import Loaded, folder_for, loaded, prompts_of
 from dit_sparse.commands.request import Request
+from dit_sparse.commands.results import faster
 from dit_sparse.commands.sampling import sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least
@@ -136,7 +137,7 @@ class Order:
                 publish(part, path, overwrite=True)
         rows = [
             ("likeness", f"PSNR {got['psnr']:.1f} dB against dense"),
-            ("denoising", f"{got['seconds']:.2f} s, {got['speedup']:.2f}x dense"),
+            ("denoising", f"{got['seconds']:.2f} s, {faster(got['speedup'])} than dense"),
             ("density", f"{got['density']:.1%} of attention computed"),
             *((name, f"{value:.3f}") for name, value in learned.items()),
             ("wrote", ", ".join(map(str, files))),
