@@ -69,6 +69,15 @@ def test_a_named_method_is_not_told(pipe, caplog):
     assert not caplog.records
 
 
+def test_settings_of_another_model_are_noted(pipe):
+    words = "settings made for another; this is tiny"
+    dit_sparse.enable(pipe, Profile("another", "pisa", {"keep": 0.5}))
+    assert words in str(dit_sparse.report(pipe))
+    for mine in (Profile("tiny", "pisa"), "pisa"):
+        dit_sparse.enable(pipe, mine)
+        assert "settings made for" not in str(dit_sparse.report(pipe))
+
+
 def test_other_models_get_the_all_round_method():
     assert unnamed(None) == unnamed("no such model") == "pisa"
     assert unnamed("wan2.1-14b") == find("wan2.1-14b", "pisa")

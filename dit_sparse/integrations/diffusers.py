@@ -109,7 +109,7 @@ def report(model: Any) -> Report:
     """Return what the last generation of an enabled (or just disabled) model did."""
     roots = transformers_of(model)
     session, enabled = _session(roots)
-    notes = _origin(session.profile, next(iter(roots.values())))
+    notes = _origin(session.profile, next(iter(roots.values())), published(roots))
     for name, root in roots.items():
         lost, layers = seam.lost(root)
         if lost:
@@ -169,13 +169,18 @@ def parameters(method: str | Method | Profile | None) -> set[str]:
     return set(entry(name).parameters) if isinstance(name, str) else set()
 
 
-def _origin(profile: Profile | None, root: nn.Module) -> list[str]:
-    """Return notes that name the shipped profile the settings came from, and where it was made."""
+def _origin(profile: Profile | None, root: nn.Module, model: str | None) -> list[str]:
+    """Return notes that name the shipped profile the settings came from, and where it was made.
+
+    model: the name of the published model that this is.
+    """
     if profile is None:
         return []
     draft = "; nobody has measured them" if profile.is_draft else ""
     name = _named(profile)
     notes = [f"settings of {name}{draft}" if name else "", profile.elsewhere(device_name(root))]
+    if model and profile.model not in (model, type(root).__name__):
+        notes.append(f"settings made for {profile.model}; this is {model}")
     return list(filter(None, notes))
 
 
