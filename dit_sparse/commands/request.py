@@ -118,15 +118,10 @@ class Request:
         if self.method is None and self.profile is None and set(params) - {"keep"}:
             raise ArgumentError("--set needs --method or --profile: whose parameter is it?")
         if self.method is not None:
-            from dit_sparse.registry import get, methods
+            from dit_sparse.registry import methods
 
             if self.method not in methods():
                 raise ArgumentError(f"--method {self.method} is not known; {near(self.method)}")
-            if get(self.method).schedule.phase not in ("", "prefill"):
-                raise ArgumentError(
-                    f"--method {self.method} is for language models: dit-sparse lm --method "
-                    f"{self.method}"
-                )
 
     @property
     def params(self) -> dict[str, Any]:

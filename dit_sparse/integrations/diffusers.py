@@ -64,8 +64,10 @@ def enable(
         method = shipped_for(name, method) or method
     value, label, profile = build(method, schedule, quant, params)
     if value.schedule.phase not in ("", "prefill"):
+        which = "the method" if isinstance(method, Method) else f"method={label!r}"
         raise ArgumentError(
-            f"method={label!r} is for language models: see dit_sparse.integrations.transformers"
+            f"{which} is for the decoding of language models: see "
+            "dit_sparse.integrations.transformers and `dit-sparse lm`"
         )
     check_impl(impl)
     watched = None if guard is None else Guard(guard, value.schedule)
