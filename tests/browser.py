@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,18 @@ def enter(page, field, text):
     if field != "prompt":  # there it would start the generation
         place.press("Enter")
     place.press("Tab")
+
+
+def choose(page, field, text, sign):
+    """Enter a choice until `sign` is true: its list may not have been there yet."""
+    for _ in range(6):
+        enter(page, field, text)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if page.evaluate(sign):
+                return
+            time.sleep(0.1)
+    raise AssertionError(f"{field} did not become {text}")
 
 
 def long(page):

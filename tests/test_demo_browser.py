@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.browser import DESKTOP, PHONE, enter, generate, more, shoot, visit
+from tests.browser import DESKTOP, PHONE, choose, enter, generate, more, shoot, visit
 
 pytest_plugins = "tests.demo_page"
 
@@ -18,8 +18,8 @@ def result(browser, address):
     """The page of a visitor whose comparison is there; by the wish for less motion it rests."""
     with visit(browser, address, reduced_motion="reduce") as page:
         more(page)
-        enter(page, "model", "shapes")
-        page.wait_for_function("document.querySelector('#field-steps input').value === '12'")
+        steps = "document.querySelector('#field-steps input').value === '12'"
+        choose(page, "model", "shapes", steps)
         page.locator("#examples button").first.click()
         enter(page, "frames", "17")
         enter(page, "steps", "2")
