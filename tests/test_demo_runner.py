@@ -76,8 +76,7 @@ def test_stopping_frees_memory(runner, model, tmp_path, way):
         with pytest.raises(Stopped):
             list(work)
     gc.collect()
-    # long before its end
-    assert len(held) < 40 and all(ref() is None for ref in held)
+    assert len(held) < 20 and all(ref() is None for ref in held)
     assert not runner.stop("me"), "nothing of this visitor runs"
     assert [type(e) for e in runner.work("me", lambda turn: 1)] == [Done]
 
