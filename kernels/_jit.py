@@ -156,3 +156,18 @@ def scan_list(
     if IS_UNIFORM:
         tiles = (stop - split) * TILES
     return split, stop, tiles
+
+
+@triton.jit
+def ordered(x):
+    """Return float32 as unsigned integers of the same order, above 0; -0 is 0, NaN the largest."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
+    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+    return tl.where(x != x, tl.full(key.shape, 0xFFFFFFFF, tl.uint32), key)
+
+
+@triton.jit
+def unordered(key):
+    """Return the float32 that `ordered` made an integer of."""
+    bits = tl.where(key >> 31 != 0, key ^ 0x80000000, key ^ 0xFFFFFFFF)
+    return bits.to(tl.float32, bitcast=True)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_sparse.kernels._jit import ordered, unordered
 from dit_sparse.kernels._tune import power_of_2
 
 
@@ -57,22 +58,25 @@ def top_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    # score: [BLOCK] float32 -> unsigned integers of the same order; 0 is below every score
-    bits = tl.load(score_ptr + row * n + at, mask=at < n, other=0.0).to(tl.uint32, bitcast=True)
-    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    # NaN of either sign is above all, so that it shows
-    key = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, tl.full([BLOCK], 0xFFFFFFFF, tl.uint32), key)
-    key = tl.where(at < n, key, tl.zeros([BLOCK], tl.uint32))
-    # the k-th largest key, bit by bit from the top, until just k keys are not below the bits found
-    edge = tl.zeros([], tl.uint32)
-    bit = tl.full([], 0x80000000, tl.uint32)
+    # score: [BLOCK] float32
+    score = tl.load(score_ptr + row * n + at, mask=at < n, other=0.0)
+    # 0 is below every score
+    key = tl.where(at < n, ordered(score), tl.zeros([BLOCK], tl.uint32))
+    # the k-th largest key lies in [edge, high]; `found` keys are not below `edge`
+    edge = tl.min(tl.where(at < n, key, tl.full([BLOCK], 0xFFFFFFFF, tl.uint32)), 0)
+    high = tl.max(key, 0)
     found = tl.zeros([], tl.int32) + n
-    while (bit != 0) & (found != k):
-        higher = edge | bit
-        count = tl.sum((key >= higher).to(tl.int32), 0)
-        edge = tl.where(count >= k, higher, edge)
+    halves = tl.zeros([], tl.int32)
+    while (edge < high) & (found != k):
+        middle = high - ((high - edge) >> 1)
+        # keys are spread as the logarithms of scores: first by half of what these span
+        near = ordered(0.5 * unordered(edge) + 0.5 * unordered(high))
+        middle = tl.where((halves < 4) & (near > edge) & (near <= high), near, middle)
+        halves += 1
+        count = tl.sum((key >= middle).to(tl.int32), 0)
+        high = tl.where(count >= k, high, middle - 1)
+        edge = tl.where(count >= k, middle, edge)
         found = tl.where(count >= k, count, found)
-        bit = bit >> 1
     above = (key > edge).to(tl.int32)
     tie = ((key == edge) & (at < n)).to(tl.int32)
     # equal scores: the first ones

@@ -17,18 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_sparse.kernels._jit import ordered
 from dit_sparse.kernels._tune import power_of_2
 
 # search_kernel: a chunk is at least this long; more of them only fill the device
 _CHUNK = 4096
-
-
-@triton.jit
-def ordered(x):
-    """Return float32 as unsigned integers of the same order, above 0; -0 is 0, NaN the largest."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
-    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    return tl.where(x != x, tl.full(key.shape, 0xFFFFFFFF, tl.uint32), key)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Triton kernels of two one-pass tools: block moments, and addends of extra columns.
 
-One program per (chunk of blocks, head) or row of addends; float32 accumulation. Launched by pool.py
-and the attention kernels, which state formulas, shapes and users. Limits: head dims up to 128.
+One program per (chunk of blocks, side of v, head) or row of addends; float32 accumulation. Launched
+by pool.py and the attention kernels, which state formulas, shapes and users. Limits: head dims up
+to 128.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types
@@ -19,42 +20,44 @@ from dit_sparse.kernels.contract import Columns, Cut, per_head
 
 
 @triton.jit
-def moved_pair(
-    k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end, DIM:
-    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, HAS_ORDER:
-    tl.constexpr,
+def moved_rows(
+    ptr, order_ptr, out_ptr, stride, out_stride, rows, end, written, DIM: tl.constexpr, BLOCK_D:
+    tl.constexpr, HAS_ORDER: tl.constexpr,
 ):  # fmt: skip
-    """Load keys and values of arranged rows; with an order, write them where they now stand."""
-    keep = rows < end
+    """Load arranged rows up to `end`; with an order, write those below `written` where they now
+    stand."""
     place = rows
     if HAS_ORDER:
-        place = tl.load(order_ptr + rows, mask=keep, other=0)
-    k = load_rows(k_ptr, stride_ks, place, keep, DIM, BLOCK_D)
-    v = load_rows(v_ptr, stride_vs, place, keep, DIM_V, BLOCK_V)
+        place = tl.load(order_ptr + rows, mask=rows < end, other=0)
+    x = load_rows(ptr, stride, place, rows < end, DIM, BLOCK_D)
     if HAS_ORDER:
-        store_rows(k_out_ptr, DIM, rows, keep, k, DIM, BLOCK_D)
-        store_rows(v_out_ptr, DIM_V, rows, keep, v, DIM_V, BLOCK_V)
-    return k, v
+        store_rows(out_ptr, out_stride, rows, rows < written, x, DIM, BLOCK_D)
+    return x
 
 
 @triton.jit
 def moments_kernel(
-    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, norm_ptr, offsets_ptr, order_ptr, k_out_ptr,
+    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, square_ptr, offsets_ptr, order_ptr, k_out_ptr,
     v_out_ptr, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs, stride_fb,
     stride_fh, stride_ib, stride_ih, heads, blocks, summed_blocks, tokens, chunks, chunk, DIM:
-    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIZE:
-    tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, HAS_ORDER: tl.constexpr, PRECISION:
-    tl.constexpr,
+    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIDES:
+    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, HAS_ORDER:
+    tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0) % chunks
-    bh = tl.program_id(0) // chunks
+    # the two sides of v of the same blocks run together and read k from L2
+    side = tl.program_id(0) % SIDES
+    part = tl.program_id(0) // SIDES % chunks
+    bh = tl.program_id(0) // SIDES // chunks
     b = (bh // heads).to(tl.int64)
     h = (bh % heads).to(tl.int64)
+    WIDTH: tl.constexpr = DIM_V // SIDES
     k_ptr += b * stride_kb + h * stride_kh
-    v_ptr += b * stride_vb + h * stride_vh
+    v_ptr += b * stride_vb + h * stride_vh + side * WIDTH
     order_ptr += b * stride_ib + h * stride_ih
     k_out_ptr += bh.to(tl.int64) * tokens * DIM
-    v_out_ptr += bh.to(tl.int64) * tokens * DIM_V
+    v_out_ptr += bh.to(tl.int64) * tokens * DIM_V + side * WIDTH
+    vbar_ptr += side * WIDTH
+    part_ptr += (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + side * WIDTH
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_V)
     summed = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
@@ -62,13 +65,19 @@ def moments_kernel(
         start, end = block_range(
             block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
         )
+        # what both sides have is written by the first
+        written = tl.where(side == 0, end, 0)
         if SIZE <= TILE:
             # no inner loop: the tiles of the next blocks load while this one computes
             rows = start + tl.arange(0, TILE)
             # k: [TILE, BLOCK_D], v: [TILE, BLOCK_V]
-            k, v = moved_pair(
-                k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end, DIM,
-                DIM_V, BLOCK_D, BLOCK_V, HAS_ORDER,
+            k = moved_rows(
+                k_ptr, order_ptr, k_out_ptr, stride_ks, DIM, rows, end, written, DIM,
+                BLOCK_D, HAS_ORDER,
+            )  # fmt: skip
+            v = moved_rows(
+                v_ptr, order_ptr, v_out_ptr, stride_vs, DIM_V, rows, end, end, WIDTH,
+                BLOCK_V, HAS_ORDER,
             )  # fmt: skip
             outer = dot(tl.trans(k), v, tl.zeros([BLOCK_D, BLOCK_V], tl.float32), PRECISION)
             k_sum = tl.sum(k.to(tl.float32), 0)
@@ -79,9 +88,13 @@ def moments_kernel(
             v_sum = tl.zeros([BLOCK_V], tl.float32)
             for first in range(start, end, TILE):
                 rows = first + tl.arange(0, TILE)
-                k, v = moved_pair(
-                    k_ptr, v_ptr, order_ptr, k_out_ptr, v_out_ptr, stride_ks, stride_vs, rows, end,
-                    DIM, DIM_V, BLOCK_D, BLOCK_V, HAS_ORDER,
+                k = moved_rows(
+                    k_ptr, order_ptr, k_out_ptr, stride_ks, DIM, rows, end, written, DIM,
+                    BLOCK_D, HAS_ORDER,
+                )  # fmt: skip
+                v = moved_rows(
+                    v_ptr, order_ptr, v_out_ptr, stride_vs, DIM_V, rows, end, end, WIDTH,
+                    BLOCK_V, HAS_ORDER,
                 )  # fmt: skip
                 outer = dot(tl.trans(k), v, outer, PRECISION)
                 k_sum += tl.sum(k.to(tl.float32), 0)
@@ -91,13 +104,36 @@ def moments_kernel(
         outer -= k_sum[:, None] * (v_sum / count)[None, :]
         summed += tl.where(block < summed_blocks, outer, 0.0)
         at = bh.to(tl.int64) * blocks + block
-        tl.store(kbar_ptr + at * DIM + d, k_sum / count, mask=d < DIM)
-        tl.store(vbar_ptr + at * DIM_V + e, v_sum / count, mask=e < DIM_V)
-        tl.store(norm_ptr + at, tl.sqrt(tl.sum(tl.sum(outer * outer, 1), 0)))
-    at = (
-        part_ptr + (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + d[:, None] * DIM_V + e[None, :]
-    )
-    tl.store(at, summed, mask=(d < DIM)[:, None] & (e < DIM_V)[None, :])
+        tl.store(kbar_ptr + at * DIM + d, k_sum / count, mask=d < tl.where(side == 0, DIM, 0))
+        tl.store(vbar_ptr + at * DIM_V + e, v_sum / count, mask=e < WIDTH)
+        tl.store(square_ptr + at * SIDES + side, tl.sum(tl.sum(outer * outer, 1), 0))
+    at = d[:, None] * DIM_V + e[None, :]
+    tl.store(part_ptr + at, summed, mask=(d < DIM)[:, None] & (e < WIDTH)[None, :])
+
+
+@triton.jit
+def gather_kernel(
+    part_ptr, square_ptr, total_ptr, norm_ptr, heads, chunks, entries, norms, SIDES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum the matrices of all programs of a head, and the squares of both sides of a block."""
+    tiles = tl.cdiv(entries, BLOCK)
+    matrices = heads * tiles
+    program = tl.program_id(0)
+    if program < matrices:
+        at = program % tiles * BLOCK + tl.arange(0, BLOCK)
+        h = (program // tiles).to(tl.int64)
+        total = tl.zeros([BLOCK], tl.float32)
+        for chunk in range(chunks):
+            place = (h * chunks + chunk) * entries + at
+            total += tl.load(part_ptr + place, mask=at < entries, other=0.0)
+        tl.store(total_ptr + h * entries + at, total, mask=at < entries)
+    else:
+        at = (program - matrices) * BLOCK + tl.arange(0, BLOCK)
+        square = tl.zeros([BLOCK], tl.float32)
+        for side in tl.static_range(SIDES):
+            square += tl.load(square_ptr + at * SIDES + side, mask=at < norms, other=0.0)
+        tl.store(norm_ptr + at, tl.sqrt(square), mask=at < norms)
 
 
 @triton.jit
@@ -138,24 +174,44 @@ def block_moments(
         order_ = order.contiguous().expand(batch, heads, tokens)
         k_out, v_out = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
     dim_v, blocks = v.shape[3], cut.count(tokens)
-    # about one program per multiprocessor of a large GPU (registers allow no second one); each
-    # writes one partial matrix
-    chunk = max(1, -(-blocks * batch * heads // 132))
+    sides = 2 if dim_v == 128 else 1
+    chunk = _chunk(blocks, batch * heads * sides)
     chunks = -(-blocks // chunk)
     f32 = {"device": k.device, "dtype": torch.float32}
     kbar, vbar = (torch.empty(batch, heads, blocks, n, **f32) for n in (dim, dim_v))
     part = torch.empty(batch, heads, chunks, dim, dim_v, **f32)
-    norm = torch.empty(batch, heads, blocks, **f32)
+    square = torch.empty(batch, heads, blocks, sides, **f32)
     offsets = head_offsets(cut, k)
-    moments_kernel[(batch * heads * chunks,)](
-        k, v, kbar, vbar, part, norm, offsets, order_, k_out, v_out, *k.stride()[:3],
+    moments_kernel[(batch * heads * chunks * sides,)](
+        k, v, kbar, vbar, part, square, offsets, order_, k_out, v_out, *k.stride()[:3],
         *v.stride()[:3], *offsets.stride()[:2], *order_.stride()[:2], heads, blocks,
         blocks if summed is None else summed, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
-        BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v), SIZE=cut.size, TILE=min(64 if
-        k.element_size() == 2 else 32, power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None,
-        HAS_ORDER=order is not None, PRECISION=precision(), num_warps=8,
+        BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v // sides), SIDES=sides, SIZE=cut.size,
+        TILE=min(64 if k.element_size() == 2 else 32, power_of_2(cut.size)),
+        IS_UNIFORM=cut.offsets is None, HAS_ORDER=order is not None, PRECISION=precision(),
+        num_warps=4,
     )  # fmt: skip
-    return (kbar, vbar, part.sum(2), norm), k_out, v_out
+    total = torch.empty(batch, heads, dim, dim_v, **f32)
+    norm = torch.empty(batch, heads, blocks, **f32)
+    tiles = -(-dim * dim_v // 1024) * batch * heads, -(-norm.numel() // 1024)
+    gather_kernel[(sum(tiles),)](
+        part, square, total, norm, batch * heads, chunks, dim * dim_v, norm.numel(), SIDES=sides,
+        BLOCK=1024, num_warps=4,
+    )  # fmt: skip
+    return (kbar, vbar, total, norm), k_out, v_out
+
+
+def _chunk(blocks: int, rows: int) -> int:
+    """Return how many blocks one program takes, of `rows` rows of them.
+
+    Programs of a large GPU run 396 at a time: as few of these rounds as need be, of few blocks. A
+    program ends by writing a matrix, which costs as much as about two blocks.
+    """
+
+    def cost(chunks: int) -> int:
+        return -(-rows * chunks // 396) * (-(-blocks // chunks) + 2)
+
+    return -(-blocks // min(range(1, -(-blocks // 16) + 1), key=cost))
 
 
 def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:
