@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_sparse.core import QKV, Blocks, Context, Layout
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.permute import Move, move_tokens, permute_tokens
-from dit_sparse.kernels.pool import block_moments, moved_moments
+from dit_sparse.kernels.pool import block_covariances
 from dit_sparse.kernels.rectify import PooledMap, pooled_map
 
 
@@ -84,33 +84,37 @@ def block_means(x: Arranged) -> tuple[Tensor, Tensor]:
 
     float32 or wider, once per call. Keys and values that did not move yet move in the same pass.
     """
-    cols, ctx = x.layout.kv, x.ctx
+    q, k, *_ = _means(x, values=False)
+    return q, k
 
-    def make() -> tuple[Tensor, Tensor]:
+
+def _means(x: Arranged, values: bool) -> tuple[Tensor, ...]:
+    """Return `block_means` and, with `values`, the means of v [B, Hkv or H, N, Dv]."""
+    cols, ctx = x.layout.kv, x.ctx
+    wide = torch.promote_types(x.given.q.dtype, torch.float32)
+
+    def pool(t: Tensor) -> Move:
+        return Move(t[:, :, : cols.video_tokens], None, video_cut(cols), False, wide)
+
+    def make() -> tuple[Tensor, ...]:
         moves = [_pooled_queries(x.given.q, x.layout.q)]
-        wide = moves[0].mean
         together = cols.order is not None and "arranged keys" not in ctx.cache
         if together:
             k, v = x.loose
             moves.append(Move(k, cols.order, cut(cols), True, wide))
-            moves.append(Move(v, cols.order, 64, True, None))
+            moves.append(Move(v, cols.order, cut(cols), True, wide if values else None))
         else:
-            moves.append(Move(x.k[:, :, : cols.video_tokens], None, video_cut(cols), False, wide))
-        (_, q_mean), (k, k_mean), *rest = move_tokens(*moves, impl=ctx.impl)
+            moves += [pool(t) for t in ((x.k, x.v) if values else (x.k,))]
+        (_, q_mean), *rest = move_tokens(*moves, impl=ctx.impl)
         if together:
-            ctx.once("arranged keys", lambda: (_there(k), _there(rest[0][0])))
-        return _there(q_mean), _there(k_mean)[:, :, : cols.video]
+            ctx.once("arranged keys", lambda: tuple(_there(t) for t, _ in rest))
+        return _there(q_mean), *(mean[:, :, : cols.video] for _, mean in rest if mean is not None)
 
-    return ctx.once("block means", make)
-
-
-def query_means(x: Arranged) -> Tensor:
-    """Return the means of the video blocks of q [B, H, M, D], float32 or wider, once per call."""
-    rows, q, ctx = x.layout.q, x.given.q, x.ctx
-    if "block means" in ctx.cache:
-        return block_means(x)[0]
-    move = _pooled_queries(q, rows)
-    return ctx.once("query means", lambda: _there(move_tokens(move, impl=ctx.impl)[0][1]))
+    found = ctx.cache.get("block means") or make()
+    if values and len(found) == 2:
+        found = *found, _there(move_tokens(pool(x.v), impl=ctx.impl)[0][1])
+    ctx.cache["block means"] = found
+    return found
 
 
 def _pooled_queries(q: Tensor, rows: Blocks) -> Move:
@@ -153,21 +157,14 @@ class Moments(NamedTuple):
 
 
 def video_moments(x: Arranged) -> Moments:
-    """Return the moments of the video blocks of k and v, once per call.
-
-    Keys and values that did not move yet move in the same pass.
-    """
+    """Return the moments of the video blocks of k and v, once per call."""
     blocks, ctx = x.layout.kv, x.ctx
 
     def make() -> Moments:
-        if blocks.order is None or "arranged keys" in ctx.cache:
-            k, v = (t[:, :, : blocks.video_tokens] for t in (x.k, x.v))
-            return Moments(*block_moments(k, v, video_cut(blocks), impl=ctx.impl))
-        found, *moved = moved_moments(
-            *x.loose, cut(blocks), blocks.order, blocks.video, impl=ctx.impl
-        )
-        ctx.once("arranged keys", lambda: tuple(moved))
-        return Moments(*found)
+        _, *means = _means(x, values=True)
+        k, v = (t[:, :, : blocks.video_tokens] for t in (x.k, x.v))
+        found = block_covariances(k, v, means[0], means[1], video_cut(blocks), impl=ctx.impl)
+        return Moments(means[0], means[1], *found)
 
     return ctx.once("moments", make)
 

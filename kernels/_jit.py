@@ -161,8 +161,9 @@ def scan_list(
 @triton.jit
 def ordered(x):
     """Return float32 as unsigned integers of the same order, above 0; -0 is 0, NaN the largest."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
-    key = tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+    # a sum with 0 has no -0
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    key = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
     return tl.where(x != x, tl.full(key.shape, 0xFFFFFFFF, tl.uint32), key)
 
 

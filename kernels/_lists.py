@@ -77,11 +77,13 @@ def top_kernel(
         high = tl.where(count >= k, high, middle - 1)
         edge = tl.where(count >= k, middle, edge)
         found = tl.where(count >= k, count, found)
-    above = (key > edge).to(tl.int32)
-    tie = ((key == edge) & (at < n)).to(tl.int32)
-    # equal scores: the first ones
-    first = tl.cumsum(tie, 0) <= k - tl.sum(above, 0)
-    keep = above | (tie & first.to(tl.int32))
+    keep = (key >= edge).to(tl.int32)
+    if found != k:
+        # equal scores: the first ones
+        above = (key > edge).to(tl.int32)
+        tie = keep - above
+        first = tl.cumsum(tie, 0) <= k - tl.sum(above, 0)
+        keep = above | (tie & first.to(tl.int32))
     tl.store(level_ptr + row * n + at, keep.to(tl.int8), mask=at < n)
     if HAS_LISTS:
         list_row(index_ptr + row * k, keep, at, 0, k)

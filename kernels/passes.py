@@ -1,4 +1,4 @@
-"""Triton kernels of two one-pass tools: block moments, and addends of extra columns.
+"""Triton kernels of two one-pass tools: block covariances, and addends of extra columns.
 
 One program per (chunk of blocks, side of v, head) or row of addends; float32 accumulation. Launched
 by pool.py and the attention kernels, which state formulas, shapes and users. Limits: head dims up
@@ -13,38 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_sparse.kernels._jit import block_range, dot, load_rows, store_rows
+from dit_sparse.kernels._jit import block_range, dot, load_rows
 from dit_sparse.kernels._launch import dense_rows, head_offsets, precision
 from dit_sparse.kernels._tune import power_of_2
 from dit_sparse.kernels.contract import Columns, Cut, per_head
 
 
 @triton.jit
-def moved_rows(
-    ptr, order_ptr, out_ptr, stride, out_stride, rows, end, written, DIM: tl.constexpr, BLOCK_D:
-    tl.constexpr, HAS_ORDER: tl.constexpr,
-):  # fmt: skip
-    """Load arranged rows up to `end`; with an order, write those below `written` where they now
-    stand."""
-    place = rows
-    if HAS_ORDER:
-        place = tl.load(order_ptr + rows, mask=rows < end, other=0)
-    x = load_rows(ptr, stride, place, rows < end, DIM, BLOCK_D)
-    if HAS_ORDER:
-        store_rows(out_ptr, out_stride, rows, rows < written, x, DIM, BLOCK_D)
-    return x
-
-
-@triton.jit
-def moments_kernel(
-    k_ptr, v_ptr, kbar_ptr, vbar_ptr, part_ptr, square_ptr, offsets_ptr, order_ptr, k_out_ptr,
-    v_out_ptr, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs, stride_fb,
-    stride_fh, stride_ib, stride_ih, heads, blocks, summed_blocks, tokens, chunks, chunk, DIM:
+def covariance_kernel(
+    k_ptr, v_ptr, k_mean_ptr, v_mean_ptr, part_ptr, square_ptr, offsets_ptr, stride_kb, stride_kh,
+    stride_ks, stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mn, stride_nb,
+    stride_nh, stride_nn, stride_fb, stride_fh, heads, blocks, tokens, chunks, chunk, DIM:
     tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIDES:
-    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, HAS_ORDER:
-    tl.constexpr, PRECISION: tl.constexpr,
+    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION:
+    tl.constexpr,
 ):  # fmt: skip
-    # the two sides of v of the same blocks run together and read k from L2
+    # the sides of v of the same blocks run together and read k from L2
     side = tl.program_id(0) % SIDES
     part = tl.program_id(0) // SIDES % chunks
     bh = tl.program_id(0) // SIDES // chunks
@@ -53,60 +37,36 @@ def moments_kernel(
     WIDTH: tl.constexpr = DIM_V // SIDES
     k_ptr += b * stride_kb + h * stride_kh
     v_ptr += b * stride_vb + h * stride_vh + side * WIDTH
-    order_ptr += b * stride_ib + h * stride_ih
-    k_out_ptr += bh.to(tl.int64) * tokens * DIM
-    v_out_ptr += bh.to(tl.int64) * tokens * DIM_V + side * WIDTH
-    vbar_ptr += side * WIDTH
-    part_ptr += (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + side * WIDTH
+    k_mean_ptr += b * stride_mb + h * stride_mh
+    v_mean_ptr += b * stride_nb + h * stride_nh + side * WIDTH
+    offsets_ptr += b * stride_fb + h * stride_fh
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_V)
     summed = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
     for block in range(part * chunk, tl.minimum((part + 1) * chunk, blocks)):
-        start, end = block_range(
-            block, offsets_ptr + b * stride_fb + h * stride_fh, tokens, SIZE, IS_UNIFORM, True
-        )
-        # what both sides have is written by the first
-        written = tl.where(side == 0, end, 0)
+        start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, True)
+        k_mean = tl.load(k_mean_ptr + block * stride_mn + d, mask=d < DIM, other=0.0)
+        v_mean = tl.load(v_mean_ptr + block * stride_nn + e, mask=e < WIDTH, other=0.0)
+        outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
         if SIZE <= TILE:
             # no inner loop: the tiles of the next blocks load while this one computes
             rows = start + tl.arange(0, TILE)
             # k: [TILE, BLOCK_D], v: [TILE, BLOCK_V]
-            k = moved_rows(
-                k_ptr, order_ptr, k_out_ptr, stride_ks, DIM, rows, end, written, DIM,
-                BLOCK_D, HAS_ORDER,
-            )  # fmt: skip
-            v = moved_rows(
-                v_ptr, order_ptr, v_out_ptr, stride_vs, DIM_V, rows, end, end, WIDTH,
-                BLOCK_V, HAS_ORDER,
-            )  # fmt: skip
-            outer = dot(tl.trans(k), v, tl.zeros([BLOCK_D, BLOCK_V], tl.float32), PRECISION)
-            k_sum = tl.sum(k.to(tl.float32), 0)
-            v_sum = tl.sum(v.to(tl.float32), 0)
+            k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
+            v = load_rows(v_ptr, stride_vs, rows, rows < end, WIDTH, BLOCK_V)
+            outer = dot(tl.trans(k), v, outer, PRECISION)
         else:
-            outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
-            k_sum = tl.zeros([BLOCK_D], tl.float32)
-            v_sum = tl.zeros([BLOCK_V], tl.float32)
             for first in range(start, end, TILE):
                 rows = first + tl.arange(0, TILE)
-                k = moved_rows(
-                    k_ptr, order_ptr, k_out_ptr, stride_ks, DIM, rows, end, written, DIM,
-                    BLOCK_D, HAS_ORDER,
-                )  # fmt: skip
-                v = moved_rows(
-                    v_ptr, order_ptr, v_out_ptr, stride_vs, DIM_V, rows, end, end, WIDTH,
-                    BLOCK_V, HAS_ORDER,
-                )  # fmt: skip
+                k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
+                v = load_rows(v_ptr, stride_vs, rows, rows < end, WIDTH, BLOCK_V)
                 outer = dot(tl.trans(k), v, outer, PRECISION)
-                k_sum += tl.sum(k.to(tl.float32), 0)
-                v_sum += tl.sum(v.to(tl.float32), 0)
-        count = tl.maximum(end - start, 1).to(tl.float32)
         # sum (k - kbar)^T v = k^T v - n kbar^T vbar, in float32: no rounding of centred keys
-        outer -= k_sum[:, None] * (v_sum / count)[None, :]
-        summed += tl.where(block < summed_blocks, outer, 0.0)
-        at = bh.to(tl.int64) * blocks + block
-        tl.store(kbar_ptr + at * DIM + d, k_sum / count, mask=d < tl.where(side == 0, DIM, 0))
-        tl.store(vbar_ptr + at * DIM_V + e, v_sum / count, mask=e < WIDTH)
-        tl.store(square_ptr + at * SIDES + side, tl.sum(tl.sum(outer * outer, 1), 0))
+        outer -= (k_mean * (end - start).to(tl.float32))[:, None] * v_mean[None, :]
+        summed += outer
+        at = (bh.to(tl.int64) * blocks + block) * SIDES + side
+        tl.store(square_ptr + at, tl.sum(tl.sum(outer * outer, 1), 0))
+    part_ptr += (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + side * WIDTH
     at = d[:, None] * DIM_V + e[None, :]
     tl.store(part_ptr + at, summed, mask=(d < DIM)[:, None] & (e < WIDTH)[None, :])
 
@@ -159,37 +119,26 @@ def terms_kernel(
         tl.store(out_ptr + at, tl.where(seen, add, float("-inf")), mask=at < padded)
 
 
-def block_moments(
-    k: Tensor, v: Tensor, cut: Cut, order: Tensor | None = None, summed: int | None = None
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Launch moments_kernel; see pool.block_moments and pool.moved_moments.
-
-    order: [B or 1, H or 1, S]; summed: the blocks that count in the sum of covariances. Returns the
-    moments of all blocks, and k and v in order.
-    """
-    k, v = dense_rows(k), dense_rows(v)
+def block_covariances(
+    k: Tensor, v: Tensor, k_mean: Tensor, v_mean: Tensor, cut: Cut
+) -> tuple[Tensor, Tensor]:
+    """Launch covariance_kernel and gather_kernel; see pool.block_covariances."""
+    k, v, k_mean, v_mean = (dense_rows(x) for x in (k, v, k_mean, v_mean))
     batch, heads, tokens, dim = k.shape
-    order_, k_out, v_out = k, k, v
-    if order is not None:
-        order_ = order.contiguous().expand(batch, heads, tokens)
-        k_out, v_out = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
     dim_v, blocks = v.shape[3], cut.count(tokens)
     sides = 2 if dim_v == 128 else 1
     chunk = _chunk(blocks, batch * heads * sides)
     chunks = -(-blocks // chunk)
     f32 = {"device": k.device, "dtype": torch.float32}
-    kbar, vbar = (torch.empty(batch, heads, blocks, n, **f32) for n in (dim, dim_v))
     part = torch.empty(batch, heads, chunks, dim, dim_v, **f32)
     square = torch.empty(batch, heads, blocks, sides, **f32)
     offsets = head_offsets(cut, k)
-    moments_kernel[(batch * heads * chunks * sides,)](
-        k, v, kbar, vbar, part, square, offsets, order_, k_out, v_out, *k.stride()[:3],
-        *v.stride()[:3], *offsets.stride()[:2], *order_.stride()[:2], heads, blocks,
-        blocks if summed is None else summed, tokens, chunks, chunk, DIM=dim, DIM_V=dim_v,
-        BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v // sides), SIDES=sides, SIZE=cut.size,
-        TILE=min(64 if k.element_size() == 2 else 32, power_of_2(cut.size)),
-        IS_UNIFORM=cut.offsets is None, HAS_ORDER=order is not None, PRECISION=precision(),
-        num_warps=4,
+    covariance_kernel[(batch * heads * chunks * sides,)](
+        k, v, k_mean, v_mean, part, square, offsets, *k.stride()[:3], *v.stride()[:3],
+        *k_mean.stride()[:3], *v_mean.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,
+        chunks, chunk, DIM=dim, DIM_V=dim_v, BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v //
+        sides), SIDES=sides, SIZE=cut.size, TILE=min(64 if k.element_size() == 2 else 32,
+        power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None, PRECISION=precision(), num_warps=4,
     )  # fmt: skip
     total = torch.empty(batch, heads, dim, dim_v, **f32)
     norm = torch.empty(batch, heads, blocks, **f32)
@@ -198,7 +147,7 @@ def block_moments(
         part, square, total, norm, batch * heads, chunks, dim * dim_v, norm.numel(), SIDES=sides,
         BLOCK=1024, num_warps=4,
     )  # fmt: skip
-    return (kbar, vbar, total, norm), k_out, v_out
+    return total, norm
 
 
 def _chunk(blocks: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""Pool tokens by block: means or sums, and PISA's block statistics, each in one pass over the data.
+"""Pool tokens by block: means or sums, and PISA's covariances, each in one pass over the data.
 
     mean_j = (1 / n_j) sum_{t in j} x_t,    H_j = sum_{t in j} (k_t - kbar_j)^T v_t,    Hsum =
     sum_j H_j
@@ -119,14 +119,14 @@ def pool_blocks(
     return (total / size.clamp(min=1) if reduce == "mean" else total).to(dtype)
 
 
-def block_moments(
-    k: Tensor, v: Tensor, blocks: Cut | int, *, impl: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return PISA's statistics (arXiv 2602.01077), float32: kbar [B, H, N, D], vbar [B, H, N, Dv],
-    Hsum [B, H, D, Dv] and the Frobenius norms |H_j| [B, H, N].
+def block_covariances(
+    k: Tensor, v: Tensor, k_mean: Tensor, v_mean: Tensor, blocks: Cut | int, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return PISA's Hsum [B, H, D, Dv] and the Frobenius norms |H_j| [B, H, N] (arXiv 2602.01077),
+    float32.
 
-    k: [B, H, S, D], v: [B, H, S, Dv] (kv heads); blocks: block size or Cut. Head dims up to 128 in
-        triton.
+    k: [B, H, S, D], v: [B, H, S, Dv] (kv heads); k_mean: [B, H, N, D], v_mean: [B, H, N, Dv], of
+        the blocks, float32; blocks: block size or Cut. Head dims up to 128 in triton.
     """
     cut = as_cut(blocks)
     _check("k", k, cut)
@@ -134,19 +134,17 @@ def block_moments(
     if pick(k, impl, v, limit=128) == "triton":
         from dit_sparse.kernels import passes
 
-        return passes.block_moments(k, v, cut)[0]
-    (k_sum, size), (v_sum, _) = _sums(k, cut), _sums(v, cut)
-    kbar, vbar = k_sum / size.clamp(min=1), v_sum / size.clamp(min=1)
-    n, tokens, wide = cut.count(k.shape[2]), k.shape[2], kbar.dtype
+        return passes.block_covariances(k, v, k_mean, v_mean, cut)
+    n, tokens, wide = cut.count(k.shape[2]), k.shape[2], k_mean.dtype
     if cut.offsets is None:
         whole, found = tokens // cut.size, []
         for first, stop, length in ((0, whole, cut.size), (whole, n, tokens - whole * cut.size)):
             if first < stop:
                 at = slice(first * cut.size, first * cut.size + (stop - first) * length)
                 a, b = (x[:, :, at].unflatten(2, (stop - first, length)).to(wide) for x in (k, v))
-                found.append(_covariances(a - kbar[:, :, first:stop, None], b))
+                found.append(_covariances(a - k_mean[:, :, first:stop, None], b))
         sums, norms = zip(*found, strict=True)
-        return kbar, vbar, torch.stack(sums).sum(0), torch.cat(norms, 2)
+        return torch.stack(sums).sum(0), torch.cat(norms, 2)
     # gather every block into a padded tile of the static maximum size
     start, end = (per_head(x, *k.shape[:2]) for x in block_bounds(cut, tokens, k.device))
     at = start[..., None] + torch.arange(cut.size, device=k.device)
@@ -156,33 +154,8 @@ def block_moments(
         x.gather(2, at.expand(*at.shape[:3], x.shape[3])).unflatten(2, (n, cut.size)).to(wide)
         for x in (k, v)
     )
-    a, b = ((x - mean).masked_fill(outside, 0) for x, mean in ((a, kbar[:, :, :, None]), (b, 0)))
-    return kbar, vbar, *_covariances(a, b)
-
-
-def moved_moments(
-    k: Tensor, v: Tensor, blocks: Cut | int, order: Tensor, counted: int, *, impl: str = "auto"
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Return the moments of the first `counted` blocks of k[order] and v[order], and these tokens.
-
-    k, v, blocks: as in `block_moments`, all S tokens in some block; order: integer [B or 1, H or
-    1, S]. One pass in Triton.
-    """
-    cut = as_cut(blocks)
-    if pick(k, impl, v, limit=128) == "triton":
-        from dit_sparse.kernels import passes
-
-        (kbar, vbar, total, norm), k, v = passes.block_moments(k, v, cut, order, counted)
-        at = slice(counted)
-        return (kbar[:, :, at], vbar[:, :, at], total, norm[:, :, at]), k, v
-    from dit_sparse.kernels.permute import permute_tokens
-
-    k, v = (permute_tokens(x, order, impl="torch") for x in (k, v))
-    some, tokens = cut, counted * cut.size
-    if cut.offsets is not None:
-        some, tokens = Cut(cut.size, cut.offsets[..., : counted + 1]), k.shape[2]
-    found = block_moments(k[:, :, :tokens], v[:, :, :tokens], some, impl="torch")
-    return found, k, v
+    a, b = ((x - mean).masked_fill(outside, 0) for x, mean in ((a, k_mean[:, :, :, None]), (b, 0)))
+    return _covariances(a, b)
 
 
 def _covariances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

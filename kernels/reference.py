@@ -164,17 +164,16 @@ def pool_blocks(
     return (total / size.clamp(min=1) if reduce == "mean" else total).to(dtype or x.dtype)
 
 
-def block_moments(k: Tensor, v: Tensor, blocks: Cut | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute pool.block_moments by materialising every block's matrix H_j."""
+def block_covariances(k: Tensor, v: Tensor, blocks: Cut | int) -> tuple[Tensor, Tensor]:
+    """Compute pool.block_covariances by materialising every block's matrix H_j."""
     dtype = _math(k)
     batch, heads, tokens, _ = k.shape
-    n = as_cut(blocks).count(tokens)
-    kbar, vbar = (pool_blocks(x, blocks, dtype=dtype) for x in (k, v))
+    n, kbar = as_cut(blocks).count(tokens), pool_blocks(k, blocks, dtype=dtype)
     block = token_blocks(blocks, tokens, batch, heads, k.device)
     member = torch.nn.functional.one_hot(block, n + 1)[..., :n].to(dtype)
     centred = k.to(dtype)[:, :, :, None] - kbar[:, :, None]
     outer = torch.einsum("bhsn,bhsnd,bhse->bhnde", member, centred, v.to(dtype))
-    return kbar, vbar, outer.sum(2), outer.flatten(3).norm(dim=-1)
+    return outer.sum(2), outer.flatten(3).norm(dim=-1)
 
 
 def permute_tokens(x: Tensor, order: Tensor, *, inverse: bool = False) -> Tensor:

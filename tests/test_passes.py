@@ -7,7 +7,7 @@ from dit_sparse.kernels import reference
 from dit_sparse.kernels.contract import Cut
 from dit_sparse.kernels.lists import dense_mask, edge_lists, pack_lists, top_blocks, top_lists
 from dit_sparse.kernels.permute import Move, move_tokens, permute_tokens
-from dit_sparse.kernels.pool import block_moments, moved_moments, pool_blocks
+from dit_sparse.kernels.pool import block_covariances, pool_blocks
 from tests.kernel_cases import BOTH, DEVICE, offsets
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -41,27 +41,24 @@ def test_passes(blocks, impl):
     torch.testing.assert_close(pool_blocks(x, 8, part, impl=impl), some)
     total = pool_blocks(x, blocks, reduce="sum", impl=impl)
     torch.testing.assert_close(total, reference.pool_blocks(x, blocks, reduce="sum"))
-    exact = reference.block_moments(x.double(), v.double(), blocks)
-    for a, b in zip(block_moments(x, v, blocks, impl=impl), exact, strict=True):
+    check_covariances(x, v, blocks, impl)
+
+
+def check_covariances(k, v, blocks, impl):
+    """Covariances of blocks, from their means, are the oracle's."""
+    exact = reference.block_covariances(k.double(), v.double(), blocks)
+    means = (pool_blocks(x, blocks, dtype=torch.float32, impl=impl) for x in (k, v))
+    found = block_covariances(k, v, *means, blocks, impl=impl)
+    for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 
 @BOTH
-@pytest.mark.parametrize("blocks", [16, Cut(40, offsets([7, 40, 1, 20, 4], 2))])
-def test_moved_moments(blocks, impl):
-    """Moments of the first blocks of ordered tokens, and these tokens, are those of moved ones."""
-    x, v = torch.randn(2, 2, 72, 24, device=DEVICE), torch.randn(2, 2, 72, 40, device=DEVICE)
-    order = torch.rand(1, 2, 72, device=DEVICE).argsort(-1)
-    found, *moved = moved_moments(x, v, blocks, order, 3, impl=impl)
-    want = [reference.permute_tokens(t, order) for t in (x, v)]
-    assert all(torch.equal(a, b) for a, b in zip(moved, want, strict=True))
-    if isinstance(blocks, Cut):
-        blocks = Cut(40, blocks.offsets[..., :4])
-    else:
-        want = [t[:, :, :48] for t in want]
-    exact = reference.block_moments(*(t.double() for t in want), blocks)
-    for a, b in zip(found, exact, strict=True):
-        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
+def test_covariances(impl):
+    """Also of many blocks, which several programs of a head share, and of wide values, whose two
+    halves do."""
+    x, v = torch.randn(1, 2, 300, 16, device=DEVICE), torch.randn(1, 2, 300, 128, device=DEVICE)
+    check_covariances(x, v, 8, impl)
 
 
 @BOTH

@@ -11,7 +11,6 @@ from dit_sparse.arranged import (
     Moments,
     arranged,
     block_means,
-    query_means,
     video_cut,
     video_moments,
 )
@@ -39,10 +38,8 @@ class PooledDot:
         moved, weight = arranged(x, layout, ctx), None
         if self.error_bias:
             moments = video_moments(moved)
-            rows, cols = query_means(moved), moments.k
             weight = _deviation(moved, moments) if self.deviation else moments.norm
-        else:
-            rows, cols = block_means(moved)
+        rows, cols = block_means(moved)
         return pooled_scores(
             rows,
             cols,

@@ -1,6 +1,6 @@
 """Check and time the one-pass tools at real sizes: `python tests/measure/passes.py`.
 
-Pooling, moments, permutation, block choice and lists at 12 heads of 32,768 tokens, d 128, bf16:
+Pooling, covariances, permutation, block choice and lists at 12 heads of 32,768 tokens, d 128, bf16:
 first against their torch forms, then the bytes that each must read and write once over its time.
 `--tiny` runs the same code at toy sizes (with TRITON_INTERPRET=1 also on a CPU).
 """
@@ -16,7 +16,7 @@ import torch
 from dit_sparse.bench.machine import Timer, facts
 from dit_sparse.kernels.lists import pack_lists, top_blocks
 from dit_sparse.kernels.permute import Move, move_tokens, permute_tokens
-from dit_sparse.kernels.pool import block_moments, pool_blocks
+from dit_sparse.kernels.pool import block_covariances, pool_blocks
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -31,9 +31,12 @@ def check(heads, tokens, dim):
     k, v = draw(heads, tokens, dim), draw(heads, tokens, dim)
     order = torch.randperm(tokens, device=DEVICE)[None, None]
     for size in (64, 128):
-        got = block_moments(k, v, size, impl="triton")
-        want = block_moments(k.double(), v.double(), size, impl="torch")
-        for a, b in zip(got, want, strict=True):
+        found = []
+        for dtype, impl in ((torch.float32, "triton"), (torch.float64, "torch")):
+            means = (pool_blocks(x, size, dtype=dtype, impl=impl) for x in (k, v))
+            pair = (x if impl == "triton" else x.double() for x in (k, v))
+            found.append(block_covariances(*pair, *means, size, impl=impl))
+        for a, b in zip(*found, strict=True):
             assert (a - b).norm() <= 1e-4 * b.norm()
     moved, mean = move_tokens(Move(k, order, 64, True, k.dtype), impl="triton")[0]
     assert torch.equal(moved, k[:, :, order[0, 0]])
@@ -59,6 +62,7 @@ def calls(heads, tokens, dim):
     chosen, kept = score[:, :, ::2, ::2] > 1.3, tokens // 640 + 1
     size, triton = x.numel() * 2, {"impl": "triton"}
     both = Move(x, tiles, 128, True, x.dtype)
+    means = [pool_blocks(t, 64, dtype=torch.float32, **triton) for t in (x, v)]
     return {
         "pool 128": (size, lambda: pool_blocks(x, 128, **triton)),
         "pool 64": (size, lambda: pool_blocks(x, 64, **triton)),
@@ -66,7 +70,7 @@ def calls(heads, tokens, dim):
         "permute random": (2 * size, lambda: permute_tokens(x, order, **triton)),
         "move + means": (2 * size, lambda: move_tokens(both, **triton)),
         "restore": (2 * size, lambda: permute_tokens(x, tiles, inverse=True, **triton)),
-        "moments 64": (2 * size, lambda: block_moments(x, v, 64, **triton)),
+        "covariances 64": (2 * size, lambda: block_covariances(x, v, *means, 64, **triton)),
         "top blocks": (score.numel() * 5, lambda: top_blocks(score, kept, **triton)),
         "pack lists": (chosen.numel() * 5, lambda: pack_lists(chosen, **triton)),
     }
