@@ -1,8 +1,7 @@
 """Triton kernels of two one-pass tools: block covariances, and addends of extra columns.
 
-One program per (chunk of blocks, side of v, head) or row of addends; float32 accumulation. Launched
-by pool.py and the attention kernels, which state formulas, shapes and users. Limits: head dims up
-to 128.
+One program per (chunk of blocks, head) or row of addends; float32 accumulation. Launched by pool.py
+and the attention kernels, which state formulas, shapes and users. Limits: head dims up to 128.
 """
 
 # Triton's launch syntax, kernel[grid](...), has no types
@@ -21,24 +20,20 @@ from dit_sparse.kernels.contract import Columns, Cut, per_head
 
 @triton.jit
 def covariance_kernel(
-    k_ptr, v_ptr, k_mean_ptr, v_mean_ptr, part_ptr, square_ptr, offsets_ptr, stride_kb, stride_kh,
+    k_ptr, v_ptr, k_mean_ptr, v_mean_ptr, part_ptr, norm_ptr, offsets_ptr, stride_kb, stride_kh,
     stride_ks, stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mn, stride_nb,
     stride_nh, stride_nn, stride_fb, stride_fh, heads, blocks, tokens, chunks, chunk, DIM:
-    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIDES:
-    tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION:
-    tl.constexpr,
+    tl.constexpr, DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SIZE:
+    tl.constexpr, TILE: tl.constexpr, IS_UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # the sides of v of the same blocks run together and read k from L2
-    side = tl.program_id(0) % SIDES
-    part = tl.program_id(0) // SIDES % chunks
-    bh = tl.program_id(0) // SIDES // chunks
+    part = tl.program_id(0) % chunks
+    bh = tl.program_id(0) // chunks
     b = (bh // heads).to(tl.int64)
     h = (bh % heads).to(tl.int64)
-    WIDTH: tl.constexpr = DIM_V // SIDES
     k_ptr += b * stride_kb + h * stride_kh
-    v_ptr += b * stride_vb + h * stride_vh + side * WIDTH
+    v_ptr += b * stride_vb + h * stride_vh
     k_mean_ptr += b * stride_mb + h * stride_mh
-    v_mean_ptr += b * stride_nb + h * stride_nh + side * WIDTH
+    v_mean_ptr += b * stride_nb + h * stride_nh
     offsets_ptr += b * stride_fb + h * stride_fh
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_V)
@@ -46,54 +41,29 @@ def covariance_kernel(
     for block in range(part * chunk, tl.minimum((part + 1) * chunk, blocks)):
         start, end = block_range(block, offsets_ptr, tokens, SIZE, IS_UNIFORM, True)
         k_mean = tl.load(k_mean_ptr + block * stride_mn + d, mask=d < DIM, other=0.0)
-        v_mean = tl.load(v_mean_ptr + block * stride_nn + e, mask=e < WIDTH, other=0.0)
+        v_mean = tl.load(v_mean_ptr + block * stride_nn + e, mask=e < DIM_V, other=0.0)
         outer = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
         if SIZE <= TILE:
             # no inner loop: the tiles of the next blocks load while this one computes
             rows = start + tl.arange(0, TILE)
             # k: [TILE, BLOCK_D], v: [TILE, BLOCK_V]
             k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
-            v = load_rows(v_ptr, stride_vs, rows, rows < end, WIDTH, BLOCK_V)
+            v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
             outer = dot(tl.trans(k), v, outer, PRECISION)
         else:
             for first in range(start, end, TILE):
                 rows = first + tl.arange(0, TILE)
                 k = load_rows(k_ptr, stride_ks, rows, rows < end, DIM, BLOCK_D)
-                v = load_rows(v_ptr, stride_vs, rows, rows < end, WIDTH, BLOCK_V)
+                v = load_rows(v_ptr, stride_vs, rows, rows < end, DIM_V, BLOCK_V)
                 outer = dot(tl.trans(k), v, outer, PRECISION)
         # sum (k - kbar)^T v = k^T v - n kbar^T vbar, in float32: no rounding of centred keys
         outer -= (k_mean * (end - start).to(tl.float32))[:, None] * v_mean[None, :]
         summed += outer
-        at = (bh.to(tl.int64) * blocks + block) * SIDES + side
-        tl.store(square_ptr + at, tl.sum(tl.sum(outer * outer, 1), 0))
-    part_ptr += (bh.to(tl.int64) * chunks + part) * DIM * DIM_V + side * WIDTH
+        norm = tl.sqrt(tl.sum(tl.sum(outer * outer, 1), 0))
+        tl.store(norm_ptr + bh.to(tl.int64) * blocks + block, norm)
+    part_ptr += (bh.to(tl.int64) * chunks + part) * DIM * DIM_V
     at = d[:, None] * DIM_V + e[None, :]
-    tl.store(part_ptr + at, summed, mask=(d < DIM)[:, None] & (e < WIDTH)[None, :])
-
-
-@triton.jit
-def gather_kernel(
-    part_ptr, square_ptr, total_ptr, norm_ptr, heads, chunks, entries, norms, SIDES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sum the matrices of all programs of a head, and the squares of both sides of a block."""
-    tiles = tl.cdiv(entries, BLOCK)
-    matrices = heads * tiles
-    program = tl.program_id(0)
-    if program < matrices:
-        at = program % tiles * BLOCK + tl.arange(0, BLOCK)
-        h = (program // tiles).to(tl.int64)
-        total = tl.zeros([BLOCK], tl.float32)
-        for chunk in range(chunks):
-            place = (h * chunks + chunk) * entries + at
-            total += tl.load(part_ptr + place, mask=at < entries, other=0.0)
-        tl.store(total_ptr + h * entries + at, total, mask=at < entries)
-    else:
-        at = (program - matrices) * BLOCK + tl.arange(0, BLOCK)
-        square = tl.zeros([BLOCK], tl.float32)
-        for side in tl.static_range(SIDES):
-            square += tl.load(square_ptr + at * SIDES + side, mask=at < norms, other=0.0)
-        tl.store(norm_ptr + at, tl.sqrt(square), mask=at < norms)
+    tl.store(part_ptr + at, summed, mask=(d < DIM)[:, None] & (e < DIM_V)[None, :])
 
 
 @triton.jit
@@ -122,43 +92,36 @@ def terms_kernel(
 def block_covariances(
     k: Tensor, v: Tensor, k_mean: Tensor, v_mean: Tensor, cut: Cut
 ) -> tuple[Tensor, Tensor]:
-    """Launch covariance_kernel and gather_kernel; see pool.block_covariances."""
+    """Launch covariance_kernel; see pool.block_covariances."""
     k, v, k_mean, v_mean = (dense_rows(x) for x in (k, v, k_mean, v_mean))
     batch, heads, tokens, dim = k.shape
     dim_v, blocks = v.shape[3], cut.count(tokens)
-    sides = 2 if dim_v == 128 else 1
-    chunk = _chunk(blocks, batch * heads * sides)
+    chunk = _chunk(blocks, batch * heads)
     chunks = -(-blocks // chunk)
     f32 = {"device": k.device, "dtype": torch.float32}
     part = torch.empty(batch, heads, chunks, dim, dim_v, **f32)
-    square = torch.empty(batch, heads, blocks, sides, **f32)
-    offsets = head_offsets(cut, k)
-    covariance_kernel[(batch * heads * chunks * sides,)](
-        k, v, k_mean, v_mean, part, square, offsets, *k.stride()[:3], *v.stride()[:3],
-        *k_mean.stride()[:3], *v_mean.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,
-        chunks, chunk, DIM=dim, DIM_V=dim_v, BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v //
-        sides), SIDES=sides, SIZE=cut.size, TILE=min(64 if k.element_size() == 2 else 32,
-        power_of_2(cut.size)), IS_UNIFORM=cut.offsets is None, PRECISION=precision(), num_warps=4,
-    )  # fmt: skip
-    total = torch.empty(batch, heads, dim, dim_v, **f32)
     norm = torch.empty(batch, heads, blocks, **f32)
-    tiles = -(-dim * dim_v // 1024) * batch * heads, -(-norm.numel() // 1024)
-    gather_kernel[(sum(tiles),)](
-        part, square, total, norm, batch * heads, chunks, dim * dim_v, norm.numel(), SIDES=sides,
-        BLOCK=1024, num_warps=4,
+    offsets = head_offsets(cut, k)
+    covariance_kernel[(batch * heads * chunks,)](
+        k, v, k_mean, v_mean, part, norm, offsets, *k.stride()[:3], *v.stride()[:3],
+        *k_mean.stride()[:3], *v_mean.stride()[:3], *offsets.stride()[:2], heads, blocks, tokens,
+        chunks, chunk, DIM=dim, DIM_V=dim_v, BLOCK_D=power_of_2(dim), BLOCK_V=power_of_2(dim_v),
+        SIZE=cut.size, TILE=min(64 if k.element_size() == 2 else 32, power_of_2(cut.size)),
+        IS_UNIFORM=cut.offsets is None, PRECISION=precision(), num_warps=8,
     )  # fmt: skip
-    return total, norm
+    return part.sum(2), norm
 
 
 def _chunk(blocks: int, rows: int) -> int:
     """Return how many blocks one program takes, of `rows` rows of them.
 
-    Programs of a large GPU run 396 at a time: as few of these rounds as need be, of few blocks. A
-    program ends by writing a matrix, which costs as much as about two blocks.
+    A large GPU runs 132 programs at a time (registers allow no second one on a multiprocessor): as
+    few of these rounds as need be, of few blocks. A program ends by writing a matrix, which costs
+    as much as about two blocks.
     """
 
     def cost(chunks: int) -> int:
-        return -(-rows * chunks // 396) * (-(-blocks // chunks) + 2)
+        return -(-rows * chunks // 132) * (-(-blocks // chunks) + 2)
 
     return -(-blocks // min(range(1, -(-blocks // 16) + 1), key=cost))
 

@@ -17,7 +17,7 @@ PLANS = {
     "draft": {"token_kernel": 1, "score_kernel": 1, "edge_kernel": 1,
         # the threshold of a whole head: four digits, each settled by the next pass
         "aten zeros": 1, "search_kernel": 5},
-    "pisa": {"token_kernel": 1, "covariance_kernel": 1, "gather_kernel": 1, "score_kernel": 1,
+    "pisa": {"token_kernel": 1, "covariance_kernel": 1, "aten sum": 1, "score_kernel": 1,
         "top_kernel": 1},
     "sparse_vdit": {"aten ge": 1},
 }
