@@ -69,17 +69,18 @@ class Plan:
         an edge an upper bound: what compute did is ctx.cache["density"].
         """
         (rows, cols), (batch, heads), device = self.layout, self.level.shape[:2], self.level.device
-        # 32 for an exact block, half of it for each level more: bytes hold that, and maps are large
-        work = 64 >> self.level & 63
+        # 32 for an exact block, half of it for each level more; maps are large, and a GPU sums this
+        # dtype in float32 without a wide copy
+        work = (64 >> self.level & 63).bfloat16()
         if self.causal:
             pairs = self.pairs().float()
             return (work * (pairs / pairs.sum((-2, -1), keepdim=True))).sum() / (32 * batch * heads)
         if cols.offsets is None:
             short = cols.count * cols.size - cols.length
-            keys = work.sum(-1) * cols.size - work[..., -1].long() * short
+            keys = work.sum(-1, dtype=torch.float32) * cols.size - work[..., -1].float() * short
         else:
             keys = (work.float() @ cols.sizes(device, heads).float()[..., None])[..., 0]
-        seen = (keys.float() * rows.sizes(device, heads)).sum()
+        seen = (keys * rows.sizes(device, heads)).sum()
         return seen / (32.0 * batch * heads * rows.length * cols.length)
 
 

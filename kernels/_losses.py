@@ -23,8 +23,8 @@ from dit_sparse.kernels._tune import power_of_2
 
 # queries of a program: what one step of a Hopper GPU's tensor cores takes
 ROWS = tl.constexpr(64)
-# programs at a time: two on each multiprocessor of a large GPU (one H200, 12 heads, 32,760 keys: 132,
-# 264, 396, 528 of them .197, .155, .164, .164 ms)
+# programs at a time: two on each multiprocessor of a large GPU (one H200, 12 heads, 32,760 keys:
+# 132, 264, 396, 528 of them .197, .155, .164, .164 ms)
 PROGRAMS = 264
 # chunks of one head at most: the second kernel holds all parts of a query at once
 CHUNKS = 64
