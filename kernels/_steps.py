@@ -191,12 +191,15 @@ def column_steps(
 ):  # fmt: skip
     """Stream all extra columns through the same online softmax; `mass` is the sum of their
     exponentials."""
+    # terms: [BLOCK_C] float32, log2 e * bias or -inf; the row is padded to whole tiles
+    terms_ptr += tl.arange(0, BLOCK_C)
+    add = tl.load(terms_ptr)
     for c in range(0, n_columns, BLOCK_C):
-        # terms: [BLOCK_C] float32, log2 e * bias or -inf; the row is padded to whole tiles
-        add = tl.load(terms_ptr + c + tl.arange(0, BLOCK_C))
         # k: [BLOCK_C, HEAD_DIM]
         k = load_tile(k_desc, k_ptr, stride_ks, b, h, c, n_columns, DIM, BLOCK_C, HEAD_DIM, USE_TMA)
         s = scores(q, k, PRECISION) * qk_scale + add[None, :]
+        # those of the next step are on their way while this one computes
+        add = tl.load(terms_ptr + tl.where(c + BLOCK_C < n_columns, c + BLOCK_C, c))
         # v: [BLOCK_C, HEAD_DIM_V]
         v = load_tile(
             v_desc, v_ptr, stride_vs, b, h, c, n_columns, DIM_V, BLOCK_C, HEAD_DIM_V, USE_TMA

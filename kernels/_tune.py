@@ -93,6 +93,6 @@ def choose(
         block_n,
         row.num_warps,
         3 if third else row.num_stages,
-        row.block_c,
+        64 if third else row.block_c,
         row.precision if tf32 else "ieee",
     )
