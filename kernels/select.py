@@ -83,6 +83,8 @@ def head_budget(value: Tensor, budget: Tensor | float, *, impl: str = "auto") ->
     value: [B, H, ...] floating, not negative; budget: a number, or [B or 1, H or 1]. +inf where
     the budget is not positive; a head's least entry where all together stay below it; NaN where an
     entry is NaN (select by "not below t", so that it shows). float32, or float64 for float64.
+    Exact up to the rounding of sums, whose order no other head changes; on a GPU, that of
+    impl="torch" depends on the shape.
 
     >>> head_budget(torch.tensor([[[0.2, 0.5, 0.3]]]), 0.7).tolist()
     [[0.30000001192092896]]

@@ -125,12 +125,18 @@ def test_head_budget_of_real_values(impl):
     found = head_budget(value, goal, impl=impl)
     assert found.isnan().tolist() == [[False, False, True]]
     value, goal, found = (x[:, :2] for x in (value, goal, found))
-    assert (value == found[..., None]).any(-1).all(), "no entry of the head"
-    reached = value.double().masked_fill(value < found[..., None], 0).sum(-1)
-    beyond = value.double().masked_fill(value <= found[..., None], 0).sum(-1)
-    assert (reached >= goal * (1 - 1e-6)).all() and (beyond <= goal * (1 + 1e-6)).all()
-    # sums in a fixed order that its company does not change
-    assert torch.equal(head_budget(value[:, 1:], goal[:, 1:], impl=impl), found[:, 1:])
+    pairs = zip(value.split(1, 1), goal.split(1, 1), strict=True)
+    alone = torch.cat([head_budget(v, g, impl=impl) for v, g in pairs], 1)
+    # twice what any order of float64 sums can round; the kernel sums in float32
+    slack = 1e-6 if impl == "triton" else 2 * value.shape[2] * 2.0**-53
+    for edge in (found[..., None], alone[..., None]):
+        assert (value == edge).any(-1).all(), "no entry of the head"
+        reached = value.double().masked_fill(value < edge, 0).sum(-1)
+        beyond = value.double().masked_fill(value <= edge, 0).sum(-1)
+        assert (reached >= goal * (1 - slack)).all() and (beyond <= goal * (1 + slack)).all()
+    if impl == "triton":
+        # in one order whatever the company; PyTorch's, on a GPU, depends on it
+        assert torch.equal(alone, found)
 
 
 @BOTH

@@ -23,11 +23,12 @@ class SeerGate:
 
         g_ij = softmax_j((W_q avg q_i) . (W_k [max; min; avg] k_j) / sqrt(G)), j in the past or own
 
-    Weights of the layer: `gate_q.weight` [H, D, G], `gate_k.weight` [Hkv, 3 D, G] and, for a model
-    with rotary positions, `inv_freq` [R / 2]. q and k arrive rotated; the gate takes them before
-    their rotation, of the first R channels by halves, and rotates its own vectors by the position
-    of a block's first token. Without weights the gate is q . avg k of what it is given, scaled.
-    Keys of a group share W_k. A block's own tokens count, later ones too. Used by SeerAttention.
+    Weights of the layer, with all heads of the model: `gate_q.weight` [H, D, G], `gate_k.weight`
+    [Hkv, 3 D, G] and, with rotary positions, `inv_freq` [R / 2]. q and k arrive rotated; the gate
+    takes them before their rotation, of the first R channels by halves, and rotates its own vectors
+    by the position of a block's first token. Without weights the gate is q . avg k of what it is
+    given, scaled. Keys of a group share W_k. A block's own tokens count, later ones too. Used by
+    SeerAttention.
     """
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
@@ -58,9 +59,11 @@ class SeerGate:
         dim, heads, groups = q.shape[-1], q.shape[1], k.shape[1]
         found = ctx.weights.get("gate_q.weight")
         gate = found.shape[-1] if found is not None else dim
+        (total, mine), group = ctx.held(heads), heads // groups
+        own = slice(mine.start // group, mine.stop // group)
         maps = (
-            ctx.learned("gate_q.weight", heads, dim, gate).to(q.dtype),
-            ctx.learned("gate_k.weight", groups, 3 * dim, gate).to(q.dtype),
+            ctx.learned("gate_q.weight", total, dim, gate)[mine].to(q.dtype),
+            ctx.learned("gate_k.weight", total // group, 3 * dim, gate)[own].to(q.dtype),
         )
         freq = ctx.weights.get("inv_freq")
         if freq is not None and (freq.ndim != 1 or 2 * len(freq) > min(dim, gate)):
