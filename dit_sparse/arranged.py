@@ -102,7 +102,8 @@ def _means(x: Arranged, values: bool) -> tuple[Tensor, ...]:
         if together:
             k, v = x.loose
             moves.append(Move(k, cols.order, cut(cols), True, wide))
-            moves.append(Move(v, cols.order, cut(cols), True, wide if values else None))
+            pooled = (cut(cols), True, wide) if values else (64, True, None)
+            moves.append(Move(v, cols.order, *pooled))
         else:
             moves += [pool(t) for t in ((x.k, x.v) if values else (x.k,))]
         (_, q_mean), *rest = move_tokens(*moves, impl=ctx.impl)
