@@ -217,11 +217,12 @@ class Blocks:
         if self.offsets is not None:
             group = heads // self.offsets.shape[1] if self.offsets.shape[1] > 1 else 1
             return self.offsets.repeat_interleave(group, 1) if group > 1 else self.offsets
-        ends = _ends(self.length, self.size, device)
-        return torch.cat([ends.new_zeros(1), ends])[None, None]
+        return _equal(self.length, self.size, str(device))[0]
 
     def sizes(self, device: torch.device | str = "cpu", heads: int = 1) -> Tensor:
         """Return the number of tokens of each block, [B|1, H|1, M] int32; heads as in `bounds`."""
+        if self.offsets is None:
+            return _equal(self.length, self.size, str(device))[1]
         return self.bounds(device, heads).diff(dim=-1)
 
     def video_sizes(self, like: Tensor) -> Tensor:
@@ -274,6 +275,16 @@ def _uniform(length: int, size: int) -> Blocks:
 def _spread(x: Tensor) -> Tensor:
     """Return a vector [n] as [1, 1, n], and what is per head already as it is."""
     return x[None, None] if x.dim() == 1 else x
+
+
+# every call of every layer asks for these
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _equal(length: int, size: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return the offsets [1, 1, M+1] and the sizes [1, 1, M] int32 of equal blocks, built once."""
+    ends = _ends(length, size, device)
+    bounds = torch.cat([ends.new_zeros(1), ends])[None, None]
+    return bounds, bounds.diff(dim=-1)
 
 
 def _ends(length: int, size: int, device: torch.device | str) -> Tensor:
