@@ -5,11 +5,14 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dit_sparse
 from dit_sparse.compute import remainder
-from dit_sparse.core import QKV, Grid
+from dit_sparse.compute.attend import dense
+from dit_sparse.core import QKV, Context, Grid
 from dit_sparse.testing import Problem, relative_error, rounding_band
+from tests.text_oracle import attend, visible
 
 GRID = Grid(3, 5, 6, text=7)
 # few tokens for many clusters, of equal tokens in part: some stay empty
@@ -51,3 +54,15 @@ def test_gradients_do_not_see_the_score():
         grads.append(torch.autograd.grad(out.square().sum(), leaves))
     for shared, own in zip(*grads, strict=True):
         assert own.any() and relative_error(shared, own) < 1e-12
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 9), (9, 9), (4, 9), (1, 1)])
+def test_dense_is_causal_from_the_last_key(queries, keys):
+    """A mask is written where neither PyTorch's own order nor a single query does without."""
+    q, k, v = problem().x
+    x = QKV(q[:, :, keys - queries : keys], k[:, :, :keys], v[:, :, :keys])
+    kernel = "scaled_dot_product_attention"
+    with mock.patch.object(F, kernel, wraps=getattr(F, kernel)) as called:
+        out = dense(x, Context(causal=True))
+    assert relative_error(out, attend(x, visible(queries, keys))) < 1e-12
+    assert (called.call_args.kwargs["attn_mask"] is not None) == (1 < queries < keys)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import dit_sparse
-from dit_sparse.core import QKV
+from dit_sparse.core import QKV, Heads
 from dit_sparse.errors import ArgumentError
 from dit_sparse.testing import Problem, relative_error
 from tests.text_oracle import attend, problem, tokens, visible, weights
@@ -108,6 +108,17 @@ def test_convolved_keys_route_and_are_not_attended_to(width, tmp_path):
     assert relative_error(method(x, ctx), attend(x, mask)) < BAND
     with pytest.raises(ArgumentError, match=r"key_conv\.weight.*has shape"):
         moba(2).plan(x, given.context(weights={"key_conv.weight": weight[:4]}))
+
+
+def test_a_process_convolves_the_keys_of_its_own_heads():
+    given = problem(120, heads=6)
+    x, weight = QKV(given.x.q, given.x.k[:, ::2], given.x.v[:, ::2]), torch.randn(3 * 8, 3)
+    own, learned = QKV(x.q[:, 2:], x.k[:, 1:], x.v[:, 1:]), {"key_conv.weight": weight}
+    whole, part = (
+        moba(2).plan(t, given.context(weights=learned, heads=heads)).level
+        for t, heads in ((x, None), (own, Heads(2, 6)))
+    )
+    assert torch.equal(part, whole[:, 2:])
 
 
 def test_gradients_are_those_of_masked_attention():

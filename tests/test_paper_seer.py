@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 import dit_sparse
 from dit_sparse.arrange.raster import Raster
-from dit_sparse.core import QKV
+from dit_sparse.core import QKV, Heads
 from dit_sparse.errors import ArgumentError
 from dit_sparse.score.seer import SeerGate, block_max_map, rotate
 from dit_sparse.testing import relative_error
@@ -80,6 +80,17 @@ def test_a_chunk_has_the_rows_of_the_whole():
         for t in (x, part)
     )
     assert relative_error(chunk, whole[:, :, 3:5, :5]) < BAND
+
+
+def test_a_process_takes_the_maps_of_its_own_heads():
+    _, _, given = turned(96, 96)
+    x, found = given.x, gate_weights()
+    part = QKV(x.q[:, 2:], x.k[:, 1:], x.v[:, 1:])
+    whole, own = (
+        SeerGate()(t, Raster(BLOCK)(t, given.context()), given.context(weights=found, heads=heads))
+        for t, heads in ((x, None), (part, Heads(2, 4)))
+    )
+    assert relative_error(own, whole[:, 2:]) < BAND
 
 
 def test_the_rotation_is_that_of_llama():

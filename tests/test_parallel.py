@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers as host
+from safetensors.torch import save_file
 
 import dit_sparse
 from dit_sparse.core import Heads
@@ -117,17 +118,27 @@ def test_two_processes_equal_one(name, tmp_path):
         torch.testing.assert_close(found, run(case, model, change), rtol=1e-4, atol=1e-5)
 
 
-# per-head parameters that differ, so that a wrong head shows
+# per-head parameters that differ, so that a wrong head shows; weights: of `save` below
 TABLES = {
     "minference": {"heads": (("A 16 48", "V 20 30", "B 3", "V 60 10"),) * 2, "last": 16,
         "block": 16, "sink": 3, "local": 8},
     "xattention": {"heads": ((0.3, 0.5, 0.7, 0.9),) * 2, "block": 16},
+    "moba": {"topk": 2, "block": 16, "weights": "learned.safetensors"},
+    "seer": {"threshold": 0.15, "block": 16, "weights": "learned.safetensors"},
 }  # fmt: skip
 
 
-def logits(model, method, params):
+def save(folder):
+    """Write learned tensors of two layers, of 4 heads and 2 key heads of 8 numbers."""
+    shapes = {"key_conv.weight": (16, 3), "gate_q.weight": (4, 8, 6), "gate_k.weight": (2, 24, 6)}
+    named = {f"layers.{n}.{name}": shape for n in (0, 1) for name, shape in shapes.items()}
+    save_file({n: torch.randn(s) for n, s in named.items()}, folder / "learned.safetensors")
+
+
+def logits(model, method, params, folder):
     """Return what a language model says of a text, with a method."""
-    text.enable(model, method, **params)
+    given = {n: str(Path(folder) / v) if n == "weights" else v for n, v in params.items()}
+    text.enable(model, method, **given)
     with torch.no_grad():
         out = model(torch.arange(190)[None] * 7 % 60 + 1).logits
     assert text.report(model).sparse_calls == 2
@@ -141,7 +152,7 @@ def by_heads(rank, ranks, port, folder):
     # two of the four heads of 8 numbers
     assert model.model.layers[0].self_attn.q_proj(torch.zeros(1, 1, 32)).shape[-1] == 16
     for method, params in TABLES.items():
-        out = logits(model, method, params)
+        out = logits(model, method, params, folder)
         if not rank:
             torch.save(out, Path(folder) / f"{method}.pt")
     meet()
@@ -149,10 +160,12 @@ def by_heads(rank, ranks, port, folder):
 
 
 def test_tables_of_a_language_model_in_parts(tmp_path):
-    """Under transformers' tensor parallelism a process finds the rows of its own heads."""
+    """Under transformers' tensor parallelism a process finds what is of its own heads."""
     build("Llama").float().save_pretrained(tmp_path)
+    save(tmp_path)
     mp.spawn(by_heads, (2, free_port(), str(tmp_path)), nprocs=2)
     model = host.LlamaForCausalLM.from_pretrained(tmp_path).eval()
     for method, params in TABLES.items():
         found = torch.load(tmp_path / f"{method}.pt")
-        torch.testing.assert_close(found, logits(model, method, params), rtol=1e-4, atol=1e-5)
+        alone = logits(model, method, params, tmp_path)
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)

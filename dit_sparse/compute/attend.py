@@ -128,14 +128,14 @@ class Dense:
 
 def dense(x: QKV, ctx: Context) -> Tensor:
     """Return full attention [B, H, Sq, Dv]; causal means keys j <= i + Skv - Sq."""
-    mask = None
-    if ctx.causal and x.q.shape[2] != x.k.shape[2]:
-        shift = x.k.shape[2] - x.q.shape[2]
-        mask = x.q.new_ones(x.q.shape[2], x.k.shape[2], dtype=torch.bool).tril_(shift)
+    (queries, keys), mask = (x.q.shape[2], x.k.shape[2]), None
+    # a single query sees all keys; PyTorch's `causal_lower_right` could not be compiled
+    if ctx.causal and 1 < queries != keys:
+        mask = x.q.new_ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
     return F.scaled_dot_product_attention(
         *x,
         attn_mask=mask,
-        is_causal=ctx.causal and mask is None,
+        is_causal=ctx.causal and queries == keys,
         scale=ctx.scale,
         enable_gqa=x.q.shape[1] != x.k.shape[1],
     )

@@ -23,13 +23,13 @@ class Convolved:
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         if not ctx.weights:
             return self.gate(x, layout, ctx)
-        k, width = x.k.transpose(2, 3).flatten(1, 2), 3
-        if "key_conv.weight" in ctx.weights:
-            width = ctx.weights["key_conv.weight"].shape[-1]
-        (total, mine), group = ctx.held(x.q.shape[1]), x.q.shape[1] // x.k.shape[1]
-        weight = ctx.learned("key_conv.weight", total // group * x.k.shape[3], width).to(k.dtype)
-        weight = weight.unflatten(0, (-1, x.k.shape[3]))[mine.start // group : mine.stop // group]
-        mixed = F.conv1d(F.pad(k, (width - 1, 0)), weight.flatten(0, 1)[:, None], groups=k.shape[1])
-        routed = (k + F.silu(mixed)).unflatten(1, x.k.shape[1::2]).transpose(2, 3)
+        heads, dim = x.k.shape[1::2]
+        k, group = x.k.transpose(2, 3).flatten(1, 2), x.q.shape[1] // heads
+        found, (total, mine) = ctx.weights.get("key_conv.weight"), ctx.held(x.q.shape[1])
+        width = found.shape[-1] if found is not None else 3
+        weight = ctx.learned("key_conv.weight", total // group * dim, width).to(k.dtype)
+        weight = weight[mine.start // group * dim :][: heads * dim]
+        mixed = F.conv1d(F.pad(k, (width - 1, 0)), weight[:, None], groups=heads * dim)
+        routed = (k + F.silu(mixed)).unflatten(1, (heads, dim)).transpose(2, 3)
         # in a cache of its own: the stages after this one attend to the keys as they are
         return self.gate(x._replace(k=routed), layout, replace(ctx, cache={}))

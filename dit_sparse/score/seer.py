@@ -60,11 +60,9 @@ class SeerGate:
         found = ctx.weights.get("gate_q.weight")
         gate = found.shape[-1] if found is not None else dim
         (total, mine), group = ctx.held(heads), heads // groups
-        own = slice(mine.start // group, mine.stop // group)
-        maps = (
-            ctx.learned("gate_q.weight", total, dim, gate)[mine].to(q.dtype),
-            ctx.learned("gate_k.weight", total // group, 3 * dim, gate)[own].to(q.dtype),
-        )
+        rows = ctx.learned("gate_q.weight", total, dim, gate)[mine]
+        cols = ctx.learned("gate_k.weight", total // group, 3 * dim, gate)
+        maps = rows.to(q.dtype), cols[mine.start // group :][:groups].to(q.dtype)
         freq = ctx.weights.get("inv_freq")
         if freq is not None and (freq.ndim != 1 or 2 * len(freq) > min(dim, gate)):
             raise ArgumentError(

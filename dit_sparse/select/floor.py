@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.core import Blocks, Context, Grid, Layout
@@ -51,14 +52,14 @@ class FloorTopP:
         n, device = score.shape[-1], score.device
         if self.keep == 1:
             return torch.ones_like(score, dtype=torch.int8)
-        near, rank = _neighbours(layout, ctx.grid, self, device), score
-        if near is not None and self.neighbours == "within":
-            # a share is at most 1: the own block comes first, then its neighbours
-            rank = score + 2 * near
-        share = score
+        near, share = _neighbours(layout, ctx.grid, self, device), score
         if layout.kv.text_tokens:
             text = (1 - score.sum(-1, keepdim=True)).clamp(min=0)
-            rank, share = torch.cat((rank, text), -1), torch.cat((score, text), -1)
+            share = torch.cat((score, text), -1)
+        rank = share
+        if near is not None and self.neighbours == "within":
+            # a share is at most 1: the own block comes first, then its neighbours
+            rank = share + 2 * F.pad(near, (0, share.shape[-1] - n))
         least = (quota(self.keep, n),)
         past = budget_classes(rank, (self.p_remain,), share, floors=least, impl=ctx.impl)
         level = (past[..., :n] == 0).view(torch.int8)
