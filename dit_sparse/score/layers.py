@@ -28,7 +28,8 @@ class Relayed:
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
         source = ctx.layer in self.sources
-        if ctx.layer + 1 in self.sources if source else ctx.layer < self.first:
+        unread = ctx.layer + 1 in self.sources if source else ctx.layer < self.first
+        if unread:
             return x.q.new_zeros(()).expand(*x.q.shape[:2], layout.q.video, layout.kv.video)
         shared, before = ctx.state.get("layers", {}), [n for n in self.sources if n <= ctx.layer]
         # lengths: what an aborted pass has left must not be taken for this one's
