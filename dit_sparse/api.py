@@ -74,8 +74,9 @@ def plan(
 def enable(model: P, method: Any = None, *, schedule: Schedule | None = None, **params: Any) -> P:
     """Make the self-attention of a diffusers pipeline or transformer sparse, in place.
 
-    method: a registered name, a `Method` value, a `Profile`, or the path of one; None is the
-    profile found for this model, else "pisa", and the first call tells what it can gain. schedule:
+    method: a registered name, a `Method` value, a `Profile`, the path of one or the name of one
+    that is shipped, such as "wan2.1-14b--pisa"; None is the profile found for this model, else
+    "pisa", and the first call tells what it can gain. schedule:
     when to stay dense, instead of the method's own. params: of the method, and impl, quant ("fp8")
     and guard as in `dit_sparse.integrations.diffusers.enable`. Returns the same object; raises
     `UnsupportedModelError` when its class has no attention this package can replace.

@@ -65,9 +65,19 @@ class OneLine(TyperGroup):
                 traceback.print_exc()
             # typer's own errors know their text and code; they have no public base class
             told = getattr(error, "format_message", None)
-            text = told() if told else str(error)
+            text = told() if told else said(error)
+            if told and not text:
+                # no command was named, and the help shown instead
+                return WRONG, ""
             wrong = isinstance(error, DitSparseError) or getattr(error, "exit_code", 0) == WRONG
             return WRONG if wrong else FAILED, f"error: {one_line(text) or type(error).__name__}"
+
+
+def said(error: Exception) -> str:
+    """Return what an error says; one of the system: which file, then why."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def one_line(text: str, limit: int = 400) -> str:

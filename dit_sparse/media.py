@@ -45,11 +45,23 @@ def write(
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system say which file it is of; a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def part_file(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path` that is removed on any way out, Ctrl-C included."""
     part = path.with_name(f".{path.stem[:40]}.part{os.getpid()}{path.suffix}")
     try:
-        yield part
+        with named(path):
+            yield part
     finally:
         part.unlink(missing_ok=True)
 

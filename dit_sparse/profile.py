@@ -113,15 +113,16 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile from a file."""
-        path = Path(path)
-        if not path.is_file():
-            known = ", ".join(shipped())
-            raise ArgumentError(f"profile={str(path)!r} is no file; shipped: {known}")
-        with path.open("rb") as file:
+        """Read a profile from a file, or the shipped one of a name, `<model>--<method>`."""
+        name, place = str(path), Path(path)
+        if name in shipped():
+            place = resources.files("dit_sparse.profiles") / f"{name}.toml"
+        elif not place.is_file():
+            raise ArgumentError(f"profile={name!r} is no file; shipped: {', '.join(shipped())}")
+        with place.open("rb") as file:
             data = file.read(LARGEST + 1)
         try:
-            return cls.from_toml(data.decode("utf-8"), str(path))
+            return cls.from_toml(data.decode("utf-8"), name)
         except UnicodeDecodeError as error:
             if len(data) > LARGEST:
                 raise ArgumentError(f"{path}: a profile has at most {LARGEST} bytes") from None
@@ -138,10 +139,7 @@ def shipped() -> list[str]:
 def find(model: str, method: str) -> Profile | None:
     """Return the shipped profile of a model and a method, None when there is none."""
     name = f"{model}--{method}"
-    if name not in shipped():
-        return None
-    text = resources.files("dit_sparse.profiles").joinpath(f"{name}.toml").read_text("utf-8")
-    return Profile.from_toml(text, name)
+    return Profile.load(name) if name in shipped() else None
 
 
 def unnamed(model: str | None) -> Profile | str:

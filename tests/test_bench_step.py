@@ -144,7 +144,8 @@ REFUSED = [
     ((*TINY, "--model", "sora"), ["--model sora", "wan2.1-14b"]),
     ((*TINY, "--size", "480x832"), ["--size 480x832", "480x832x81"]),
     ((*TINY, "--size", "100x96x9"), ["100x96x9", "multiples of 16"]),
-    ((*TINY, "--method", "piza"), ["piza", "pisa"]),
+    ((*TINY, "--method", "piza"), ["--method piza", "pisa"]),
+    ((*TINY, "--guard", "5"), ["--guard 5", "below 1"]),
     ((*TINY, "--keep", "0"), ["--keep 0", "above 0"]),
     (("bench", "step"), ["no GPU", "--tiny"]),
 ]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import dit_sparse
 from dit_sparse.cli import app
 from tests.tiny_wan import WORDS, save
 
@@ -94,6 +93,7 @@ BEFORE_LOADING = [
     (["--seed", str(2**64)], ["--seed"]),
     (["--dtype", "int8"], ["int8", "bfloat16"]),
     (["--device", "tpu"], ["tpu", "cuda"]),
+    (["--model", "needle"], ["--model needle", "texts", "eval --task needle"]),
     (["--model", "shape"], ["shape", "shapes", "hub id"]),
     (["--model", "./none"], ["./none", "no such folder"]),
     (["--model", "{none}"], ["none", "no such folder"]),
@@ -102,7 +102,7 @@ BEFORE_LOADING = [
     (["--model", "{model}", "--frames", "7"], ["--frames 7", "nearest: 5", "9"]),
     (["--model", "{model}", "--height", "60"], ["60 x 64", "nearest: 64 x 64", "64 x 96"]),
     (["--out", "a.avi"], [".avi", ".mp4"]),
-    (["--out", "a"], ["extension", ".mp4"]),
+    (["--out", "a"], ["extension", ".mp4", "folder that is there"]),
     (["--out", "{none}/a.mp4"], ["none", "does not exist"]),
     (["--out", "{none}/"], ["none"]),
     (["--out", "{file}/a.mp4"], ["file", "does not exist"]),
@@ -170,37 +170,6 @@ def test_refused_at_once():
 
 def test_debug_shows_the_traceback():
     assert "Traceback" in run(*GENERATE, "--keep", "3", "--debug").stderr
-
-
-def test_help_and_version():
-    assert run("--version").stdout.strip() == f"dit-sparse {dit_sparse.__version__}"
-    for command in ("generate", "methods", "models"):
-        result = run(command, "--help", env={"COLUMNS": "120"})
-        assert result.exit_code == 0 and "--debug" in result.stdout
-
-
-def test_methods():
-    names = dit_sparse.methods()
-    table, page = run("methods").stdout, run("methods", "pisa").stdout
-    assert all(name in table for name in names)
-    assert all(word in page for word in ("2602.01077", "Taylor", "keep=0.125", "Differs"))
-    assert run("methods", "--quiet").stdout.split() == names
-    facts = json.loads(run("methods", "--json").stdout)
-    assert [fact["name"] for fact in facts] == names
-    assert json.loads(run("methods", "pisa", "--json").stdout)["stages"]["compute"].startswith(
-        "Att"
-    )
-    lines = run("methods", "--markdown").stdout.strip().splitlines()
-    assert len(lines) == len(names) + 2 and len({line.count(" | ") for line in lines}) == 1
-    check(run("methods", "piza"), 2, ["piza", "pisa"])
-
-
-def test_models():
-    facts = json.loads(run("models", "--json").stdout)
-    assert "WanTransformer3DModel" in {fact["class"] for fact in facts}
-    assert "WanTransformer3DModel" in run("models").stdout
-    supported = [fact["class"] for fact in facts if fact["supported"]]
-    assert run("models", "--quiet").stdout.split() == supported
 
 
 def test_unknown_words():

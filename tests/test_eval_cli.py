@@ -78,10 +78,16 @@ REFUSED = [
     (["--method", "pisa", "--set", "order=7"], ["order=7"]),
     (["--method", "pisa,pisa"], ["two cases", "pisa"]),
     (["--case", "pisa 'order=1"], ["--case"]),
-    (["--case", "pisa order"], ["KEY=VALUE"]),
+    (["--case", ""], ["--case ''", "names no method"]),
+    (["--case", "pisa order"], ["--case 'pisa order': 'order' must be KEY=VALUE, e.g. dense"]),
+    (["--case", "piza order=1"], ["--case 'piza order=1': piza is not known; nearest: pisa"]),
+    (["--case", "pisa kep=1"], ["--case 'pisa kep=1': kep: method pisa takes keep=0.125"]),
+    (["--case", "pisa order=7"], ["--case 'pisa order=7': order=7 must be"]),
     (["--cases", "none.toml"], ["--cases none.toml"]),
     (["--profile", "nobody"], ["nobody"]),
-    (["--dense-steps", "-1"], ["dense_steps=-1"]),
+    (["--dense-steps", "-1"], ["--dense-steps -1", "a share"]),
+    (["--dense-steps", "nan"], ["--dense-steps nan"]),
+    (["--dense-steps", "1.5"], ["--dense-steps 1.5"]),
     (["--prompts", "none.txt"], ["--prompts none.txt"]),
     (["--prompts", "x.txt", "--prompt", "a"], ["--prompt", "--prompts"]),
     (["--prompt", " "], ["--prompt is empty"]),
@@ -92,7 +98,8 @@ REFUSED = [
     (["--model", "none"], ["--model none"]),
     (["--frames", "18"], ["--frames 18", "17"]),
     (["--out", "/dev/null"], ["--out /dev/null", "folder"]),
-    (["--show", "none.json"], ["none.json"]),
+    (["--out", "/dev/null/e"], ["--out /dev/null/e", "/dev/null is a file"]),
+    (["--show", "none.json"], ["--show none.json"]),
 ]
 
 

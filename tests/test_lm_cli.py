@@ -86,7 +86,8 @@ REFUSED = [
     (["x", "--model", "{broken}"], ["broken", "cannot be loaded"]),
     (["x", "--model", "{file}"], ["file", "folder"]),
     (["--task", "recall", "--model", "a/b"], ["a/b", "--task"]),
-    (["the xyzzy river"], ["xyzzy", "--task"]),
+    (["the xyzzy river"], ["xyzzy", "--task recall"]),
+    (["x", "--model", "shapes"], ["--model shapes", "videos", "`generate`"]),
 ]
 
 
@@ -123,7 +124,8 @@ WRONG = [
     (["--task", "needle", "--method", "moab"], ["moab", "moba"]),
     (["--task", "needle", "--method", "pisa"], ["pisa", "--case"]),
     (["--task", "needle", "--case", "pisa"], ["pisa", "videos", "xattention"]),
-    (["--task", "needle", "--case", "moba topk=x"], ["topk"]),
+    (["--task", "needle", "--case", "moba topk=x"], ["--case 'moba topk=x': topk=x"]),
+    (["--task", "needle", "--case", "moab"], ["--case 'moab': moab", "moba"]),
     (["--task", "needle", "--set", "topk=4"], ["--set", "--method"]),
     (["--task", "needle", "--show", "{file}"], ["file", "no result"]),
     (["--task", "needle", "--out", "{file}"], ["file", "folder"]),

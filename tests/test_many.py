@@ -35,8 +35,7 @@ def manifest(folder):
 
 
 def test_prompts_of_a_file(model, prompts, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
+    out = tmp_path / "new" / "out"
     given = ["generate", "--prompts", str(prompts), "--model", model, "--out", str(out), *SMALL]
     first = run(*given, "--quiet")
     assert first.exit_code == 0, first.stderr
@@ -92,16 +91,22 @@ def test_failed_prompts_are_passed_over(model, prompts, tmp_path, monkeypatch):
 WRONG = [
     (["a prompt", "--prompts", "FILE"], "goes without a PROMPT"),
     (["--prompts", "missing.txt"], "cannot be read"),
-    (["--prompts", "FILE", "--out", "no-such-folder/x.mp4"], "must be a folder"),
+    (["--prompts", "FILE", "--out", "FOLDER/x.mp4"], "must be a folder"),
+    (["--prompts", "FILE", "--out", "FILE/x"], "is a file; name a folder"),
+    (["--prompts", "FILE", "--out", "FOLDER", "--method", "piza"], "nearest: pisa"),
+    (["--prompts", "FILE", "--out", "FOLDER", "--frames", "18"], "nearest: 17"),
+    (["--prompts", "FILE", "--out", "FOLDER", "--method", "pisa", "--set", "a=1"], "--set a"),
     ([], "the prompt is empty"),
 ]
 
 
 @pytest.mark.parametrize(("given", "words"), WRONG)
-def test_wrong_arguments(given, words, prompts):
-    given = [str(prompts) if word == "FILE" else word for word in given]
+def test_wrong_arguments(given, words, prompts, tmp_path):
+    new = tmp_path / "new"
+    given = [word.replace("FILE", str(prompts)).replace("FOLDER", str(new)) for word in given]
     found = run("generate", *given)
     assert found.exit_code == 2 and words in found.stderr and found.stderr.count("\n") == 1
+    assert not new.exists()
 
 
 def torchrun(ranks, *given):

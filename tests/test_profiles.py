@@ -113,6 +113,14 @@ def test_another_device_is_noted(measured, device, noted):
     assert bool(note) == noted and (not noted or (device in note and "m--pisa" in note))
 
 
+def test_a_shipped_name_is_a_profile():
+    """The name that the command line takes works in Python, too."""
+    found = Profile.load("wan2.1-14b--pisa")
+    assert (found.model, found.method) == ("wan2.1-14b", "pisa")
+    value, _, profile = build("wan2.1-14b--pisa", None, "none", {"keep": 0.5})
+    assert value == found.build(keep=0.5) and profile is not None and profile.model == found.model
+
+
 def test_missing_profile(tmp_path):
     with pytest.raises(ArgumentError, match="is no file"):
         Profile.load(tmp_path / "none.toml")

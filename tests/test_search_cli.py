@@ -28,6 +28,21 @@ def test_command(tmp_path):
     assert made.exit_code == 0 and (tmp_path / "v.png").is_file(), made.output
 
 
+def test_a_default_name_replaces_nothing(tmp_path, monkeypatch):
+    """A profile of another search stays; the same search again has nothing to write anew."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "model")
+    (tmp_path / "model--mixed.toml").write_text("mine")
+    (tmp_path / "model--mixed-2.json").write_text("mine")
+    args = ("search", "--model", "model", "--prompt", "a red circle", "--steps", 1, "--frames", 1,
+            "--parts", 1, "--alike", "--candidate", "sparse_vdit table=S", "--quiet")  # fmt: skip
+    names = [run(*args).stdout.split() for _ in range(2)]
+    assert names == [["model--mixed-3.toml", "model--mixed-3.json"]] * 2
+    assert (tmp_path / "model--mixed.toml").read_text() == "mine"
+    assert not (tmp_path / "model--mixed-2.toml").exists()
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["model--mixed.jsonl"]
+
+
 REFUSED = [
     (["--budget-error", "0"], ["--budget-error 0", "above 0"]),
     (["--speedup", "1"], ["--speedup 1", "above 1"]),
@@ -37,8 +52,13 @@ REFUSED = [
     (["--rule", "paper", "--candidate", "pisa"], ["--candidate"]),
     (["--eps", "1"], ["--eps", "--rule best"]),
     (["--rule", "paper", "--eps", "-1"], ["--eps -1"]),
-    (["--candidate", "piza"], ["piza"]),
-    (["--candidate", "pisa keep=9"], ["keep=9"]),
+    (["--candidate", ""], ["--candidate ''", "METHOD KEY=VALUE"]),
+    (["--candidate", "piza"], ["--candidate 'piza'", "nearest: pisa"]),
+    (
+        ["--candidate", "svg", "--candidate", "pisa keep=9"],
+        ["--candidate 'pisa keep=9'", "at most"],
+    ),
+    (["--candidate", "pisa keep"], ["--candidate 'pisa keep': write METHOD KEY=VALUE"]),
     (["--parts", "0"], ["--parts 0"]),
     (["--checks", "0"], ["--checks 0"]),
     (["--out", "x.json"], ["--out x.json", ".toml"]),

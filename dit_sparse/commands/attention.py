@@ -107,17 +107,13 @@ def _of_profile(name: str, params: dict[str, Any]) -> Choice:
     from dit_sparse.registry import entry
 
     try:
-        if name in shipped():
-            profile = _shipped(name)
-        elif Path(name).is_file():
-            try:
-                profile = Profile.load(name)
-            except ArgumentError as error:
-                raise ArgumentError(f"--profile {error}") from error
-        else:
+        if name not in shipped() and not Path(name).is_file():
             close = difflib.get_close_matches(name, shipped(), n=3, cutoff=0.3) or shipped()
-            known = f"; shipped: {', '.join(close)}" if close else ""
-            raise ArgumentError(f"--profile {name}: no such file{known}")
+            raise ArgumentError(f"--profile {name}: no such file; shipped: {', '.join(close)}")
+        try:
+            profile = Profile.load(name)
+        except ArgumentError as error:
+            raise ArgumentError(f"--profile {error}") from error
     except OSError as error:
         raise ArgumentError(f"--profile {name} cannot be read: {error}") from error
     known = entry(profile.method).parameters
@@ -125,12 +121,6 @@ def _of_profile(name: str, params: dict[str, Any]) -> Choice:
     reason = f"profile {name}" + (" (a draft: nobody has measured it)" if profile.is_draft else "")
     chosen = {**known, **profile.params, **params}
     return Choice(profile.method, profile.build(**params), chosen, reason, profile)
-
-
-def _shipped(name: str) -> Any:
-    from dit_sparse.profile import find
-
-    return find(*name.split("--", 1))
 
 
 def _checked(name: str, known: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

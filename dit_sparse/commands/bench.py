@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from dit_sparse.commands.options import OUTPUT, given, option
-from dit_sparse.commands.request import parse_setting
+from dit_sparse.commands.request import check_guard, check_name, parse_setting
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
 from dit_sparse.errors import ArgumentError
-from dit_sparse.parameters import as_tuples
 
 RUN = "Run"
 
@@ -43,7 +42,7 @@ Set = Annotated[
     option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
 ]
 
-app = typer.Typer(rich_markup_mode="rich")
+app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
 
 
 @app.callback()
@@ -231,7 +230,8 @@ def step(
                 f"--size {height}x{width}x{frames}: height and width must be multiples of 16 and "
                 "frames 4 k + 1"
             )
-    names = tuple(name.strip() for name in method.split(","))
+    names = tuple(_named(method))
+    check_guard(guard)
     params = dict(_params(set, list(names)))
     if keep is not None:
         params["keep"] = numbers(f"{keep:g}", "--keep", 0, 1)[0]
@@ -289,7 +289,7 @@ def _methods(shapes: list[Any], method: str | None, keep: str, set: list[str] | 
     """Return every method at every shape and budget; raise for one that cannot be built."""
     from dit_sparse.bench.method import Case, names
 
-    chosen = [name.strip() for name in method.split(",")] if method else names()
+    chosen = _named(method) if method else names()
     budgets, params = numbers(keep, "--keep", 0, 1), _params(set, chosen if method else [])
     cases = [Case(size, name, b, params) for size in shapes for name in chosen for b in budgets]
     for case in cases:
@@ -297,8 +297,19 @@ def _methods(shapes: list[Any], method: str | None, keep: str, set: list[str] | 
     return cases
 
 
+def _named(methods: str) -> list[str]:
+    """Return the comma-separated names of --method; raise for one that is not known."""
+    found = [name.strip() for name in methods.split(",")]
+    for name in found:
+        check_name(name)
+    return found
+
+
 def _params(given: list[str] | None, names: list[str]) -> tuple[tuple[str, Any], ...]:
     """Return the parameters of --set, which need one method to belong to."""
+    # imports torch, which no --help should wait for
+    from dit_sparse.parameters import as_tuples
+
     if given and len(names) != 1:
         raise ArgumentError("--set needs one --method: whose parameter is it?")
     found = dict(parse_setting(text) for text in given or ())

@@ -85,8 +85,8 @@ def _check(
     limit: float, out: Path | None,
 ) -> None:  # fmt: skip
     """Raise `ArgumentError` for the first argument that cannot work."""
-    from dit_sparse.commands.loading import folder_for
     from dit_sparse.commands.model import Trained, device_of, locate
+    from dit_sparse.commands.request import folder_for
 
     for name in models:
         Trained.read(locate(name))

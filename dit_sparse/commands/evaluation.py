@@ -14,12 +14,12 @@ from typing import Any
 
 from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import FPS, checked, file_name
-from dit_sparse.commands.loading import Loaded, folder_for, loaded, prompts_of
-from dit_sparse.commands.request import Request, parse_setting
+from dit_sparse.commands.loading import Loaded, loaded, prompts_of
+from dit_sparse.commands.request import Request, folder_for, parse_setting
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least, numbers
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, DitSparseError
 from dit_sparse.quality.run import Evaluation, Hooks
 
 COUNT, KEEPS = 8, ".125,.25,.5"
@@ -71,7 +71,10 @@ class Order:
 
         self.screen = Screen(self.quiet, self.json)
         if self.show is not None:
-            self._print(Result.load(self.show), [])
+            try:
+                self._print(Result.load(self.show), [])
+            except ArgumentError as error:
+                raise ArgumentError(f"--show {error}") from error
             return
         self.request = self._request()
         name = file_name(self.model.replace("/", " "))
@@ -182,6 +185,12 @@ class Order:
         at_least(0, probes=self.probes)
         if not self.seconds > 0:
             raise ArgumentError(f"--seconds {self.seconds:g} must be above 0")
+        steps = self.dense_steps
+        if steps is not None and not (0 <= steps < 1 or (steps >= 1 and steps.is_integer())):
+            raise ArgumentError(
+                f"--dense-steps {steps:g} must be a count (0, 1, 2, ...) or a share of the steps "
+                "below 1"
+            )
         return Request.of(self, out=Path.cwd())
 
     def _cases(self, model: str) -> tuple[list[Any], list[Any]]:
@@ -311,10 +320,17 @@ def _case(label: str, choice: Choice) -> Any:
 def of_text(text: str, request: Request, model: str) -> Any:
     """Return the case of a text such as `pisa order=0`, with what else is requested."""
     try:
-        name, *settings = shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise ArgumentError(f"--case {text!r}: {error}; write METHOD KEY=VALUE ...") from None
-    return of_name(name, settings, request, model)
+    if not words:
+        raise ArgumentError(f"--case {text!r} names no method; write METHOD KEY=VALUE ...")
+    try:
+        return of_name(words[0], words[1:], request, model)
+    except DitSparseError as error:
+        # a case is written without these options
+        told = re.sub(r"^--(method|set) ", "", str(error))
+        raise ArgumentError(f"--case {text!r}: {told}") from error
 
 
 def of_name(name: str, settings: list[str], request: Request, model: str) -> Any:

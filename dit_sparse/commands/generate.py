@@ -35,8 +35,8 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of PROMPT: a text file, one prompt per line. --out is a folder then; "
-            "what its manifest calls done is left alone.",
+            help="Instead of PROMPT: a text file, one prompt per line. --out is a folder then, "
+            "made if need be; what its manifest calls done is left alone.",
             show_default=False,
         ),
     ] = None,

@@ -8,8 +8,8 @@ from typing import Any
 
 from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import checked
-from dit_sparse.commands.loading import Loaded, folder_for, loaded, own_prompts
-from dit_sparse.commands.request import Asked, Request
+from dit_sparse.commands.loading import Loaded, loaded, own_prompts
+from dit_sparse.commands.request import Asked, Request, folder_for
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError

@@ -99,8 +99,8 @@ class Order(Asked):
             strange = _strange(self.prompt or "") if model.built_in else ""
             if strange:
                 raise ArgumentError(
-                    f"the prompt says {strange!r}, which is no word of needle's; its words are in "
-                    "dit_sparse/haystack.py, and --task makes texts of them"
+                    f"the prompt says {strange!r}, and needle knows the words of its own language "
+                    "alone: try --task recall, which makes a text of them, or another --model"
                 )
         if found.shape[1] + self.tokens > model.longest:
             raise ArgumentError(

@@ -12,10 +12,9 @@ from typing import Any
 from dit_sparse.commands.evaluate import evaluate
 from dit_sparse.commands.evaluation import of_name, of_text
 from dit_sparse.commands.lm_model import BUILT_IN, folder, load, locate
-from dit_sparse.commands.loading import folder_for
 from dit_sparse.commands.model import BUILT_IN as VIDEOS
 from dit_sparse.commands.model import device_of
-from dit_sparse.commands.request import Request, near
+from dit_sparse.commands.request import Request, check_name, folder_for
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.commands.timing import at_least
 from dit_sparse.errors import ArgumentError
@@ -180,12 +179,10 @@ class Order:
         """Return the cases that were named, or those of the sweep."""
         from dit_sparse.quality import cases as asked
         from dit_sparse.quality.needle_cases import SWEEP, sweep
-        from dit_sparse.registry import methods
 
         names = [name.strip() for name in (self.method or "").split(",") if name.strip()]
         for name in names:
-            if name not in methods():
-                raise ArgumentError(f"--method {name} is not known; {near(name)}")
+            check_name(name)
         if self.set and len(names) != 1:
             raise ArgumentError("--set needs one --method: whose parameter is it?")
         made = [of_text(text, request, self.model) for text in self.case or ()]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.commands.model import BUILT_IN as VIDEOS
+from dit_sparse.commands.model import BUILT_IN_TEXT as BUILT_IN
 from dit_sparse.commands.model import device_of, found, go_offline_without_network
 from dit_sparse.commands.request import DTYPES, Request
 from dit_sparse.errors import ArgumentError
-
-BUILT_IN = "needle"
 
 
 @dataclass
@@ -55,6 +55,8 @@ def locate(name: str) -> Path | str:
         if not (folder() / "model.safetensors").is_file():
             raise ArgumentError(f"--model {name}: its weights are not installed in {folder()}")
         return folder()
+    if name == VIDEOS:
+        raise ArgumentError(f"--model {name} makes videos; use it with `generate`")
 
     def wrong(folder: Path) -> str:
         if (folder / "model_index.json").is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dit_sparse.commands.job import call_arguments, checked
@@ -16,7 +15,7 @@ from dit_sparse.commands.model import (
     go_offline_without_network,
     load,
 )
-from dit_sparse.commands.request import Request, writable
+from dit_sparse.commands.request import Request
 from dit_sparse.commands.screen import Screen
 from dit_sparse.errors import ArgumentError
 
@@ -99,18 +98,6 @@ def prompts_of(order: Any, count: int | None, default: int, seed: int = 0) -> li
     if not all(text.strip() for text in found):
         raise ArgumentError("--prompt is empty; say what to show")
     return found[:count]
-
-
-def folder_for(folder: Path) -> Path:
-    """Return a folder for results, which need not be there yet; raise where it cannot be made."""
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"--out {folder} is a file; name a folder")
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if not writable(there):
-        raise ArgumentError(f"--out {folder}: cannot write to the folder {str(there)!r}")
-    return folder
 
 
 def fingerprint(pipe: Any) -> str:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from dit_sparse.commands.job import Job, file_name, prepare, warn_of_words
+from dit_sparse.commands.attention import choose
+from dit_sparse.commands.job import Job, checked, file_name, prepare, warn_of_words
 from dit_sparse.commands.request import Request
 from dit_sparse.commands.sampling import RunError, sample
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.errors import ArgumentError, DitSparseError
 from dit_sparse.integrations.processes import leave, started
+from dit_sparse.media import named
 
 MANIFEST = "manifest.jsonl"
 # what does not decide a result; the prompt stands beside the settings
@@ -87,7 +89,7 @@ class Manifest:
         """Append a line, whole: several processes write to one manifest."""
         line = {"number": entry.number, "prompt": entry.prompt, **facts, "settings": self.settings}
         text = json.dumps(line, ensure_ascii=False) + "\n"
-        with open(self.path, "ab", buffering=0) as file:
+        with named(self.path), open(self.path, "ab", buffering=0) as file:
             if file.tell() and not self.path.read_bytes().endswith(b"\n"):
                 text = "\n" + text
             file.write(text.encode())
@@ -97,6 +99,10 @@ class Manifest:
 def run(request: Request, prompts: Path) -> None:
     """Make all prompts of a file; raises at the end when some failed."""
     entries, folder = read(prompts), request.out or Path()
+    # what needs no model to be refused leaves no folder behind
+    choose(request, request.model)
+    checked(request)
+    folder.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in fields(request) if field.name not in ELSE]
     settings = {name: _plain(getattr(request, name)) for name in names}
     manifest, screen = Manifest(folder, settings), Screen(request.quiet, request.json)

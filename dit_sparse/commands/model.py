@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from dit_sparse.commands.request import DTYPES, Request
 from dit_sparse.errors import ArgumentError, DitSparseError
 
-BUILT_IN = "shapes"
+BUILT_IN, BUILT_IN_TEXT = "shapes", "needle"  # of videos, of texts
 
 
 def locate(name: str) -> Path | str:
@@ -28,6 +28,10 @@ def locate(name: str) -> Path | str:
         if not (folder / "model_index.json").is_file():
             raise ArgumentError(f"--model {BUILT_IN}: its weights are not installed in {folder}")
         return folder
+    if name == BUILT_IN_TEXT:
+        raise ArgumentError(
+            f"--model {name} answers texts; use it with `lm` or `eval --task needle`"
+        )
 
     def wrong(folder: Path) -> str:
         known = (folder / "model_index.json").is_file()

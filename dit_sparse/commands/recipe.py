@@ -9,9 +9,6 @@ from pathlib import Path
 from dit_sparse.commands.job import Job
 from dit_sparse.commands.request import Request
 from dit_sparse.pipelines._adapter import HOST
-from dit_sparse.profile import shipped
-
-FIND = "from dit_sparse.profile import find"
 
 
 def command(request: Request) -> str:
@@ -48,20 +45,13 @@ def python(job: Job, file: str | Path) -> str:
     given = {k: v for k, v in request.params.items() if k not in HOST}
     given |= {k: v for k, v in more.items() if v not in ("none", None)}
     given |= {"params": params} if params else {}
-    method, finding = repr(choice.name), []
-    if request.profile in shipped():
-        # a shipped one has a name; the library takes a file or a `Profile`
-        model, _, name = request.profile.rpartition("--")
-        method, finding = f"profile=find({model!r}, {name!r})", [FIND]
-    elif request.profile is not None:
-        method = f"profile={request.profile!r}"
+    method = repr(choice.name) if request.profile is None else f"profile={request.profile!r}"
     options = "".join(f", {k}={v!r}" for k, v in given.items())
     device = "" if job.pipe.device.type == "cpu" else f'.to("{job.pipe.device}")'
     lines = [
         "import dit_sparse",
         "import torch",
         "from dit_sparse.media import write",
-        *finding,
         "",
         f"pipe = dit_sparse.pipelines.load({request.model!r}, {method}{options},",
         f"                                 dtype=torch.{dtype}){device}",

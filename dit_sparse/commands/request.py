@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.errors import ArgumentError
-from dit_sparse.kernels.contract import QUANTS
 
 DTYPES = {
     "float32": "float32", "fp32": "float32",
@@ -71,6 +70,9 @@ class Request:
 
     def check(self) -> None:
         """Raise `ArgumentError` for the first argument that cannot work with any model."""
+        # imports torch, which no --help should wait for
+        from dit_sparse.kernels.contract import QUANTS
+
         if self.prompts is not None and (self.prompt or self.compare):
             raise ArgumentError(f"--prompts {self.prompts} goes without a PROMPT and --compare")
         if self.prompts is None and not self.prompt.strip():
@@ -93,16 +95,15 @@ class Request:
             raise ArgumentError(f"--device {self.device} is not known; use auto, cpu or cuda")
         if self.quant not in QUANTS:
             raise ArgumentError(f"--quant {self.quant} is not known; use {' or '.join(QUANTS)}")
-        if self.guard is not None and not 0 < self.guard < 1:
-            raise ArgumentError(f"--guard {self.guard:g} must be above 0 and below 1, e.g. 0.05")
+        check_guard(self.guard)
         self._check_method()
         if self.image is not None:
             from dit_sparse.commands.picture import read
 
             read(self.image)
-        if self.prompts is not None and self.out is not None and not self.out.is_dir():
-            raise ArgumentError(f"--out {self.out} must be a folder that exists, for --prompts")
-        if self.out is not None:
+        if self.out is not None and self.prompts is not None:
+            check_folder(self.out)
+        elif self.out is not None:
             check_out(self.out, self.compare)
         elif not writable(Path.cwd()):
             raise ArgumentError(f"cannot write to the current folder {Path.cwd()}; use --out")
@@ -118,10 +119,7 @@ class Request:
         if self.method is None and self.profile is None and set(params) - {"keep"}:
             raise ArgumentError("--set needs --method or --profile: whose parameter is it?")
         if self.method is not None:
-            from dit_sparse.registry import methods
-
-            if self.method not in methods():
-                raise ArgumentError(f"--method {self.method} is not known; {near(self.method)}")
+            check_name(self.method)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -148,19 +146,27 @@ class Asked:
     set: list[str] | None
 
 
-def near(name: str) -> str:
-    """Name the methods closest to `name`, or all of them."""
+def check_name(method: str) -> None:
+    """Raise unless a method has the name that --method gives; say which ones are close to it."""
     from dit_sparse.registry import methods
 
-    close = difflib.get_close_matches(name, methods(), n=3, cutoff=0.4)
-    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(methods())}"
+    if method not in methods():
+        close = difflib.get_close_matches(method, methods(), n=3, cutoff=0.4)
+        near = f"nearest: {', '.join(close)}" if close else f"known: {', '.join(methods())}"
+        raise ArgumentError(f"--method {method} is not known; {near}")
+
+
+def check_guard(guard: float | None) -> None:
+    """Raise unless --guard can be the largest relative error of a layer."""
+    if guard is not None and not 0 < guard < 1:
+        raise ArgumentError(f"--guard {guard:g} must be above 0 and below 1, e.g. 0.05")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """Split KEY=VALUE; the value is TOML (`8`, `0.5`, `true`, `[8, 16]`), a bare word or path."""
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier() or not raw or "\n" in raw:
-        raise ArgumentError(f"--set {text!r} must be KEY=VALUE, e.g. --set dense_steps=0.25")
+        raise ArgumentError(f"--set {text!r} must be KEY=VALUE, e.g. dense_steps=0.25")
     try:
         return key, tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -179,7 +185,9 @@ def check_out(out: Path, compare: bool) -> None:
         folder = out
     elif out.suffix.lower() not in EXTENSIONS:
         kind = f"{out.suffix!r} is not known" if out.suffix else "has no file extension"
-        raise ArgumentError(f"--out {out}: {kind}; use {', '.join(EXTENSIONS)} or a folder")
+        raise ArgumentError(
+            f"--out {out}: {kind}; use {', '.join(EXTENSIONS)} or a folder that is there"
+        )
     else:
         folder = out.parent
         if not folder.is_dir():
@@ -188,6 +196,27 @@ def check_out(out: Path, compare: bool) -> None:
             raise ArgumentError(f"--out {out}: {beside(out)} is a folder")
     if not writable(folder):
         raise ArgumentError(f"--out {out}: cannot write to the folder {str(folder)!r}")
+
+
+def check_folder(out: Path) -> None:
+    """Raise unless `out` is a folder that can be written to, or can be made."""
+    from dit_sparse.media import EXTENSIONS
+
+    if out.suffix.lower() in EXTENSIONS and not out.is_dir():
+        raise ArgumentError(f"--out {out} must be a folder for --prompts, not one file")
+    folder_for(out)
+
+
+def folder_for(folder: Path) -> Path:
+    """Return a folder for results, which need not be there yet; raise where it cannot be made."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ArgumentError(f"--out {folder}: {there} is a file; name a folder")
+    if not writable(there):
+        raise ArgumentError(f"--out {folder}: cannot write to the folder {str(there)!r}")
+    return folder
 
 
 def beside(path: Path) -> Path:

@@ -93,7 +93,10 @@ def search(
     width: Width = None,
     guidance: Guidance = None,
     negative: Negative = None,
-    out: Annotated[Path | None, option(OUTPUT, "The profile (default MODEL--mixed.toml).")] = None,
+    out: Annotated[
+        Path | None,
+        option(OUTPUT, "The profile (default MODEL--mixed.toml, or the next name that is free)."),
+    ] = None,
     quiet: Files = False,
     json: Json = False,
     debug: Debug = False,

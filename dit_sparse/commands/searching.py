@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dit_sparse.commands.job import checked, file_name
-from dit_sparse.commands.loading import Loaded, folder_for, loaded, prompts_of
-from dit_sparse.commands.request import Request
+from dit_sparse.commands.loading import Loaded, loaded, prompts_of
+from dit_sparse.commands.request import Request, folder_for
 from dit_sparse.commands.results import faster
 from dit_sparse.commands.sampling import sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, DitSparseError
 
 COUNT, ERROR, EPS, PENALTY = 1, 0.1, 1.0, 0.5
 # far from the seeds of `eval`, and from its held-out prompts of the built-in model
@@ -90,7 +90,7 @@ class Order:
         import torch
 
         from dit_sparse.bench.machine import facts
-        from dit_sparse.media import part_file, publish
+        from dit_sparse.media import names, part_file, publish
         from dit_sparse.profile import Profile
         from dit_sparse.quality.store import Store
         from dit_sparse.search.run import Search
@@ -126,12 +126,18 @@ class Order:
         }  # fmt: skip
         measured = {k: _short(v) for k, v in measured.items() if v is not None}
         profile = Profile(model.name, "mixed", params, measured=measured)
-        files = [out]
-        texts = {out: profile.to_toml()}
+        texts = {".toml": profile.to_toml()}
         if self.rule == "best":
-            files.append(out.with_suffix(".json"))
-            texts[files[1]] = json.dumps(search.facts(params), indent=1) + "\n"
-        for path, text in texts.items():
+            texts[".json"] = json.dumps(search.facts(params), indent=1) + "\n"
+        if self.out is None:
+            # what another search found is not lost to one that nobody gave a name
+            out = next(
+                path
+                for path in names(out)
+                if all(_free(path.with_suffix(kind), text) for kind, text in texts.items())
+            )
+        files = [out.with_suffix(kind) for kind in texts]
+        for path, text in zip(files, texts.values(), strict=True):
             with part_file(path) as part:
                 part.write_text(text, "utf-8")
                 publish(part, path, overwrite=True)
@@ -196,7 +202,19 @@ class Order:
             return candidates(PAPER)
         # TOML wants a digit before the point
         given = [re.sub(r"=\.(?=\d)", "=0.", text) for text in self.candidate or ()]
+        for text in given:
+            try:
+                candidates(lettered([text]))
+            except DitSparseError as error:
+                # nobody wrote the letter that it gets
+                why = "write METHOD KEY=VALUE ..." if "LETTER" in str(error) else error
+                raise ArgumentError(f"--candidate {text!r}: {why}") from error
         return candidates(lettered(given) if given else DEFAULT)
+
+
+def _free(path: Path, text: str) -> bool:
+    """Tell whether a file can be written without a loss: it is not there, or says the same."""
+    return not path.exists() or (path.is_file() and path.read_bytes() == text.encode())
 
 
 def _device(machine: dict[str, Any]) -> str:

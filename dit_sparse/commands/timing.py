@@ -179,7 +179,7 @@ def numbers(text: str, option: str, least: float, most: float) -> list[float]:
             raise ArgumentError(f"{option} {text}: {word!r} is no number") from None
         if not least < value <= most:
             raise ArgumentError(
-                f"{option} {text}: {value:g} must be above {least:g} and at most {most:g}"
+                f"{option} {text}: {value:g} must be above {least:g} and at most {most:.9g}"
             )
         found.append(value)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit_sparse.core import Method
 from dit_sparse.errors import ArgumentError
-from dit_sparse.profile import Profile
+from dit_sparse.profile import Profile, shipped
 from dit_sparse.registry import get
 from dit_sparse.schedule import Schedule
 
@@ -21,12 +21,15 @@ def build(
 ) -> tuple[Method, str, Profile | None]:
     """Return the method, its label, and the profile that would build it again.
 
+    method: a registered name or a shipped profile's, a value, a profile or the path of one.
     schedule: instead of the method's own, None for that. quant: "none" keeps the number format that
     a value or a profile brings.
     """
     if schedule is not None and not isinstance(schedule, Schedule):
         raise ArgumentError(f"schedule={schedule!r} must be a dit_sparse.Schedule")
-    if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".toml")):
+    if isinstance(method, str) and (method.endswith(".toml") or method in shipped()):
+        method = Path(method)
+    if isinstance(method, Path):
         method = Profile.load(method)
     if isinstance(method, Method):
         if params:

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.media import named
+
 
 class Store:
     """Records of one folder: key -> what was measured, in `runs.jsonl`."""
@@ -39,7 +41,7 @@ class Store:
         """Write a record."""
         record = {"key": key, **record}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
+        with named(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self.broken else "") + line + "\n")
         self.broken = False
         self.records[key] = record
