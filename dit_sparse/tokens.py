@@ -192,8 +192,8 @@ class Blocks:
             count, behind = -(-grid.tokens // size), grid.text + rest
             return cls(grid.tokens, size, count, order, None, -(-behind // size), behind)
         if ends is None:
-            ends = _ends(grid.video, size, device)
-        ends, tail = _spread(ends), _ends(grid.text, size, device) + grid.video
+            ends = _bounds(grid.video, size, device)[1:]
+        ends, tail = _spread(ends), _bounds(grid.text, size, device)[1:] + grid.video
         tail = tail.expand(*ends.shape[:2], -1)
         offsets = torch.cat([torch.zeros_like(ends[..., :1]), ends, tail], -1)
         count, text_blocks = offsets.shape[-1] - 1, tail.shape[-1]
@@ -217,12 +217,10 @@ class Blocks:
         if self.offsets is not None:
             group = heads // self.offsets.shape[1] if self.offsets.shape[1] > 1 else 1
             return self.offsets.repeat_interleave(group, 1) if group > 1 else self.offsets
-        return _equal(self.length, self.size, str(device))[0]
+        return _bounds(self.length, self.size, device)[None, None]
 
     def sizes(self, device: torch.device | str = "cpu", heads: int = 1) -> Tensor:
         """Return the number of tokens of each block, [B|1, H|1, M] int32; heads as in `bounds`."""
-        if self.offsets is None:
-            return _equal(self.length, self.size, str(device))[1]
         return self.bounds(device, heads).diff(dim=-1)
 
     def video_sizes(self, like: Tensor) -> Tensor:
@@ -277,18 +275,8 @@ def _spread(x: Tensor) -> Tensor:
     return x[None, None] if x.dim() == 1 else x
 
 
-# every call of every layer asks for these
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _equal(length: int, size: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return the offsets [1, 1, M+1] and the sizes [1, 1, M] int32 of equal blocks, built once."""
-    ends = _ends(length, size, device)
-    bounds = torch.cat([ends.new_zeros(1), ends])[None, None]
-    return bounds, bounds.diff(dim=-1)
-
-
-def _ends(length: int, size: int, device: torch.device | str) -> Tensor:
-    """Return where each block of `size` tokens ends, [ceil(length / size)] int32."""
-    count = -(-length // size)
-    steps = torch.arange(1, count + 1, dtype=torch.int32, device=device) * size
-    return steps.clamp_(max=length)
+def _bounds(length: int, size: int, device: torch.device | str) -> Tensor:
+    """Return the offsets of blocks of `size` tokens, [ceil(length / size) + 1] int32."""
+    # two launches, for every call of every layer asks
+    past = -(-length // size) * size + 1
+    return torch.arange(0, past, size, dtype=torch.int32, device=device).clamp_(max=length)

@@ -7,6 +7,8 @@ and the attention kernels, which state formulas, shapes and users. Limits: head 
 # Triton's launch syntax, kernel[grid](...), has no types
 # pyright: reportIndexIssue=false, reportCallIssue=false
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -112,6 +114,7 @@ def block_covariances(
     return part.sum(2), norm
 
 
+@functools.lru_cache(maxsize=64)
 def _chunk(blocks: int, rows: int) -> int:
     """Return how many blocks one program takes, of `rows` rows of them.
 
@@ -123,7 +126,7 @@ def _chunk(blocks: int, rows: int) -> int:
     def cost(chunks: int) -> int:
         return -(-rows * chunks // 132) * (-(-blocks // chunks) + 2)
 
-    return -(-blocks // min(range(1, -(-blocks // 16) + 1), key=cost))
+    return -(-blocks // min(range(1, max(1, -(-blocks // 16)) + 1), key=cost))
 
 
 def column_terms(columns: Columns, heads: int, rows: int, block: int) -> Tensor:

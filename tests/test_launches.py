@@ -26,8 +26,8 @@ CALLS = {
     "sla": {"attend_kernel": 1},
     "draft": {"attend_kernel": 1},
     # who sees a column, its bias log n, the mean covariance
-    "pisa": {"aten eq": 1, "aten _to_copy": 1, "aten log": 1, "aten div": 1, "terms_kernel": 1,
-        "attend_kernel": 1},
+    "pisa": {"aten eq": 1, "aten arange": 1, "aten clamp_": 1, "aten sub": 1, "aten _to_copy": 1,
+        "aten log": 1, "aten div": 1, "terms_kernel": 1, "attend_kernel": 1},
     "sparse_vdit": {"pack_kernel": 1, "token_kernel": 1, "attend_kernel": 1},
 }
 # fmt: on

@@ -51,7 +51,7 @@ def delta(pages=64, recent=8, page=16, first=2, deltas=(2, 14, 22)):
         raise ArgumentError(f"deltas={deltas!r} must be numbers of layers, counted from 0")
     return Method(
         arrange=Raster(1, page),
-        score=Relayed(PageMass(), deltas, first),
+        score=Relayed(PageMass(), deltas),
         select=Outside(RecentTopK(pages, recent), deltas, first),
         compute=Attend(remainder=Drop(), per_token=True),
         schedule=Schedule(phase="decode"),

@@ -18,23 +18,17 @@ class Relayed:
 
     A source computes `score` and leaves it in ctx.state["layers"], a dict that all layers of one
     forward pass share; a layer that finds none there, or that comes before all sources, computes
-    its own. Sources, and layers below `first`, keep every block themselves (select=Outside): what
-    no later layer reads is 0 there. Used by DELTA, HyLRA.
+    its own. Used by DELTA, HyLRA.
     """
 
     score: Score
     sources: tuple[int, ...]
-    first: int = 0
 
     def __call__(self, x: QKV, layout: Layout, ctx: Context) -> Tensor:
-        source = ctx.layer in self.sources
-        unread = ctx.layer + 1 in self.sources if source else ctx.layer < self.first
-        if unread:
-            return x.q.new_zeros(()).expand(*x.q.shape[:2], layout.q.video, layout.kv.video)
         shared, before = ctx.state.get("layers", {}), [n for n in self.sources if n <= ctx.layer]
         # lengths: what an aborted pass has left must not be taken for this one's
         key = max(before) if before else -1, layout.q.length, layout.kv.length
-        if not source and key in shared:
+        if ctx.layer not in before and key in shared:
             return shared[key]
         score = self.score(x, layout, ctx)
         if before:
