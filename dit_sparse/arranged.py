@@ -90,22 +90,18 @@ def block_means(x: Arranged) -> tuple[Tensor, Tensor]:
 
 def _means(x: Arranged, values: bool) -> tuple[Tensor, ...]:
     """Return `block_means` and, with `values`, the means of v [B, Hkv or H, N, Dv]."""
-    cols, ctx = x.layout.kv, x.ctx
-    wide = torch.promote_types(x.given.q.dtype, torch.float32)
-
-    def pool(t: Tensor) -> Move:
-        return Move(t[:, :, : cols.video_tokens], None, video_cut(cols), False, wide)
+    (rows, cols), ctx = x.layout, x.ctx
 
     def make() -> tuple[Tensor, ...]:
-        moves = [_pooled_queries(x.given.q, x.layout.q)]
+        moves = [_pooled(x.given.q, rows.order, rows)]
         together = cols.order is not None and "arranged keys" not in ctx.cache
         if together:
-            k, v = x.loose
+            (k, v), wide = x.loose, moves[0].mean
             moves.append(Move(k, cols.order, cut(cols), True, wide))
             pooled = (cut(cols), True, wide) if values else (64, True, None)
             moves.append(Move(v, cols.order, *pooled))
         else:
-            moves += [pool(t) for t in ((x.k, x.v) if values else (x.k,))]
+            moves += [_pooled(t, None, cols) for t in ((x.k, x.v) if values else (x.k,))]
         (_, q_mean), *rest = move_tokens(*moves, impl=ctx.impl)
         if together:
             ctx.once("arranged keys", lambda: tuple(_there(t) for t, _ in rest))
@@ -113,17 +109,18 @@ def _means(x: Arranged, values: bool) -> tuple[Tensor, ...]:
 
     found = ctx.cache.get("block means") or make()
     if values and len(found) == 2:
-        found = *found, _there(move_tokens(pool(x.v), impl=ctx.impl)[0][1])
+        found = *found, _there(move_tokens(_pooled(x.v, None, cols), impl=ctx.impl)[0][1])
     ctx.cache["block means"] = found
     return found
 
 
-def _pooled_queries(q: Tensor, rows: Blocks) -> Move:
-    """Return the pass that pools the video blocks of q [B, H, Sq, D] where they stand."""
-    order, wide = rows.order, torch.promote_types(q.dtype, torch.float32)
+def _pooled(x: Tensor, order: Tensor | None, blocks: Blocks) -> Move:
+    """Return the pass that pools the video blocks of x [B, H, S, D]; order: None where they stand
+    in arranged order."""
+    tokens, wide = blocks.video_tokens, torch.promote_types(x.dtype, torch.float32)
     if order is None:
-        return Move(q[:, :, : rows.video_tokens], None, video_cut(rows), False, wide)
-    return Move(q, order[..., : rows.video_tokens], video_cut(rows), False, wide)
+        return Move(x[:, :, :tokens], None, video_cut(blocks), False, wide)
+    return Move(x, order[..., :tokens], video_cut(blocks), False, wide)
 
 
 def restored(out: Tensor, blocks: Blocks, ctx: Context) -> Tensor:

@@ -86,7 +86,8 @@ def choose(
     if uniform and block_n >= 64 and kv_size % block_n and kv_size % (block_n // 2) == 0:
         block_n //= 2
     block_m = min(row.block_m, power_of_2(q_size))
-    # a query tile of 64 leaves room for a third stage (d 128: two programs per multiprocessor)
+    # a query tile of 64 leaves room for a third stage, and for columns by 64, to the last byte (d
+    # 128: two programs per multiprocessor)
     third = big_smem and itemsize == 2 and head_dim <= 128 and block_m <= 64
     return Config(
         block_m,
