@@ -28,11 +28,11 @@ def covariances(k, v):
     return torch.stack([(kb - kb.mean(2, keepdim=True)).mT @ vb for kb, vb in pairs], 2)
 
 
-def oracle(q, k, v, keep, order=1, first_order="global", error_bias=True, sinks=()):
+def oracle(q, k, v, keep, order=1, first_order="global", error_bias=True, sinks=(), queries=BLOCK):
     """Return PISA's output by its formulas, block by block, with a full softmax in float64."""
     s, dim = q.shape[2], q.shape[3]
     scale = dim**-0.5
-    qs, ks, vs = (t.split(BLOCK, dim=2) for t in (q, k, v))
+    qs, ks, vs = (t.split(n, dim=2) for t, n in ((q, queries), (k, BLOCK), (v, BLOCK)))
     kbar = torch.stack([b.mean(2) for b in ks], 2)
     vbar = torch.stack([b.mean(2) for b in vs], 2)
     h = covariances(k, v)

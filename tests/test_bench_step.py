@@ -36,7 +36,7 @@ def small(monkeypatch):
 
 def case(name, methods=("pisa",)):
     a = ARCHITECTURES[name]
-    return step.Case(a, a.small[0], methods, small=True)
+    return step.Case(a, a.small[0], tuple((m, ()) for m in methods), small=True)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -135,7 +135,7 @@ def test_without_attention_is_without():
 def test_dense_only_is_refused():
     """A method that never ran has no time of its own."""
     it = case("wan2.1-1.3b", ("draft",))
-    it = step.Case(it.architecture, it.size, ("draft",), (("dense_layers", 2),), True)
+    it = replace(it, methods=(("draft", (("dense_layers", 2),)),))
     row = list(step.run([it], Once(CPU), torch.float32))[-1]
     assert row.ms is None and "every call was dense" in row.why
 
@@ -187,3 +187,19 @@ def test_weights_that_do_not_fit(monkeypatch):
     monkeypatch.setattr("dit_sparse.bench.architectures.free_bytes", lambda device: 1 << 30)
     shown = run("bench", "step", "--model", "wan2.1-14b", "--device", "cpu")
     check(shown, 1, ["nothing was timed", "53.2 GiB", "1.0 GiB are free"])
+
+
+def test_the_fastest_dense_runs_without_its_mask(monkeypatch):
+    """Where a model gives a mask that hides nothing, a row has dense attention without it."""
+    monkeypatch.setattr(step, "_attention_alone", lambda *_: {"cudnn": 2.0, "flash": 1.0})
+    monkeypatch.setattr(step, "BACKENDS", {"flash": "native", "cudnn": "native"})
+    for name, rows in (("hunyuanvideo", ["dense flash, no mask"]), ("wan2.1-1.3b", [])):
+        told = [r.what for r in step.run([case(name, ())], Once(CPU), torch.float32)]
+        assert told == ["dense flash", *rows, WITHOUT]
+    it = case("hunyuanvideo")
+    model = it.architecture.build(CPU, torch.float32, True)
+    with torch.no_grad():
+        truth = step.steps(it, model, CPU, torch.float32)()
+        dit_sparse.enable(model, replace(step.FREE, compute=step.Baseline("flash")))
+        out = step.steps(it, model, CPU, torch.float32)()
+    torch.testing.assert_close(out, truth, rtol=1e-4, atol=1e-5)

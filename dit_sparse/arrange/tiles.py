@@ -10,6 +10,7 @@ import torch
 
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
 from dit_sparse.errors import ArgumentError
+from dit_sparse.parameters import check_count
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Tiles:
     A side that the tile does not divide is cut into ceil(side / tile) nearly equal parts, so no
     token is padded and no sliver is left. still: the tile for images (grids of one frame).
     uniform: keep this order but cut it every prod(tile) tokens, wherever the boxes end: equal
-    blocks, which the kernels run fastest.
+    blocks, which the kernels run fastest. queries: then cut the queries every so many tokens;
+    None cuts them as the keys.
     Without a grid the sequence is cut in raster blocks of the same volume.
     Used by DraftAttention (1, 8, 16), PISA (4, 4, 4; images 1, 8, 8); PSA
     offers (2, 8, 8).
@@ -28,6 +30,7 @@ class Tiles:
     tile: tuple[int, int, int] = (4, 4, 4)
     still: tuple[int, int, int] | None = None
     uniform: bool = False
+    queries: int | None = None
 
     def __post_init__(self) -> None:
         for tile in filter(None, (self.tile, self.still)):
@@ -36,28 +39,39 @@ class Tiles:
                     f"tile={tile!r} must be three counts of tokens (frames, height, width), "
                     "each at least 1, e.g. (4, 4, 4)"
                 )
+        if self.queries is not None:
+            check_count("queries", self.queries)
+            if not self.uniform:
+                raise ArgumentError(f"queries={self.queries} needs uniform=True")
 
     def __call__(self, x: QKV, ctx: Context) -> Layout:
         if ctx.grid is None:
-            return Layout.uniform(x, prod(self.tile))
-        blocks = self.blocks(ctx.grid, str(x.q.device))
-        return Layout(blocks, blocks)
+            size = prod(self.tile)
+            return Layout.uniform(x, self.queries or size, size)
+        device = str(x.q.device)
+        blocks = self.blocks(ctx.grid, device)
+        if self.queries is None:
+            return Layout(blocks, blocks)
+        return Layout(_tiled(ctx.grid, self._tile(ctx.grid), self.queries, device), blocks)
 
     def blocks(self, grid: Grid, device: str = "cpu") -> Blocks:
-        """Return the blocks of a grid, which follow from its sizes alone."""
-        tile = self.still if self.still and grid.frames == 1 else self.tile
-        return _tiled(grid, tile, self.uniform, device)
+        """Return the blocks of keys of a grid, which follow from its sizes alone."""
+        tile = self._tile(grid)
+        return _tiled(grid, tile, prod(tile) if self.uniform else None, device)
+
+    def _tile(self, grid: Grid) -> tuple[int, int, int]:
+        return self.still if self.still and grid.frames == 1 else self.tile
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _tiled(grid: Grid, tile: tuple[int, int, int], uniform: bool, device: str) -> Blocks:
-    """Return the blocks of a grid; they depend on sizes alone, so each is built once.
+def _tiled(grid: Grid, tile: tuple[int, int, int], every: int | None, device: str) -> Blocks:
+    """Return the boxes of a grid, or their tokens cut every so many; each is built once.
 
     Outside inference mode, for a later call may need them with gradients.
     """
     parts = tuple(-(-side // edge) for side, edge in zip(grid.sides, tile, strict=True))
     size, order, ends = grid.boxes(parts, device)
-    if uniform:
-        size, ends = prod(tile), None
+    if every is not None:
+        size, ends = every, None
     return Blocks.with_text(grid, size, order, ends, device)

@@ -46,6 +46,7 @@ class Architecture:
     text: int
     joint: bool
     inputs: Callable[[Config, Size, int, Make], dict[str, Any]]
+    masked: bool = False
 
     @property
     def small(self) -> tuple[Size, ...]:
@@ -216,7 +217,7 @@ ARCHITECTURES = {
         ),
         Architecture(
             "hunyuanvideo", "HunyuanVideoTransformer3DModel", HUNYUAN, HUNYUAN_TINY,
-            ((720, 1280, 129),), 256, True, _hunyuan,
+            ((720, 1280, 129),), 256, True, _hunyuan, True,
         ),
         Architecture(
             "cogvideox-5b", "CogVideoXTransformer3DModel", COGVIDEOX_5B, COGVIDEOX_TINY,

@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from dit_sparse.bench.results import Limits
 
-# above this three calls are enough, above that one; below, triton's do_bench makes many and flushes
-# the L2 cache
+# above this three calls are enough, above that one if quick; below, triton's do_bench makes many
+# and flushes the L2 cache
 SLOW_MS, SLOWER_MS = 200.0, 2000.0
 # names of operators begin so; kernel: of attention
 OPERATORS = {
@@ -58,10 +58,10 @@ class Timer:
         """Return the median time in ms of a call that ran before."""
         budget, runs = (20, 3) if self.quick else (100, 7)
         once = self.once(call)
-        if once > SLOWER_MS:
+        if once > SLOWER_MS and self.quick:
             return once
         # again: clocks rise, and an autotuner may have waited for the second call
-        once = self.once(call)
+        once = once if once > SLOWER_MS else self.once(call)
         if once > SLOW_MS:
             return statistics.median([once, self.once(call), self.once(call)])
         if self.device.type == "cuda":

@@ -3,10 +3,11 @@
 The last one tells attention's share: the step's time less that of the same step whose
 self-attention returns v; no method can be faster. Sparse methods run at their published settings
 for the model, where a profile is shipped, past their dense first steps and in the warm state: every
-timed call is a later step of one generation. Dense attention is the fastest that diffusers has, and
-FlashAttention-4 where it is installed. One compiled block serves dense attention, another the seam
-and with it every method. On a GPU a profiled step tells how long linear layers, attention kernels
-and all other kernels keep the device busy.
+timed call is a later step of one generation. Dense attention is the fastest that diffusers has; and
+the fastest of all through our seam, where that is FlashAttention-4 or the model gives a mask, which
+hides nothing here and slows diffusers' attention down. One compiled block serves dense attention,
+another the seam and with it every method. On a GPU a profiled step tells how long linear layers,
+attention kernels and all other kernels keep the device busy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from dit_sparse import api
 from dit_sparse.arrange.raster import Raster
 from dit_sparse.bench.architectures import Architecture, Size
-from dit_sparse.bench.baselines import flash4
+from dit_sparse.bench.baselines import DENSE
 from dit_sparse.bench.check import NotTimed
 from dit_sparse.bench.kernel import Call, dense_rows, draw, no_room, timed
 from dit_sparse.bench.machine import Timer, parts
@@ -40,17 +41,19 @@ from dit_sparse.select.topk import TopK
 BACKENDS = {"cudnn": "_native_cudnn", "flash": "_native_flash"}
 
 
+Params = tuple[tuple[str, Any], ...]
+
+
 @dataclass(frozen=True)
 class Case:
-    """An architecture at a size, with the methods to set against dense.
+    """An architecture at a size, with the methods to set against dense, each with its parameters.
 
     guard: time every method also with a quality guard of this bound.
     """
 
     architecture: Architecture
     size: Size
-    methods: tuple[str, ...]
-    params: tuple[tuple[str, Any], ...] = ()
+    methods: tuple[tuple[str, Params], ...]
     small: bool = False
     compiled: bool = False
     guard: float | None = None
@@ -77,10 +80,10 @@ class Case:
         """The row of the step as a whole."""
         return Row(self.shape, "step")
 
-    def method(self, name: str) -> tuple[Method, dict[str, Any], float]:
+    def method(self, name: str, own: Params = ()) -> tuple[Method, dict[str, Any], float]:
         """Return a method past its dense first steps, where its settings come from, and the share
-        of those steps."""
-        profile, params = find(self.architecture.name, name), dict(self.params)
+        of those steps; own: its parameters that are not as published."""
+        profile, params = find(self.architecture.name, name), dict(own)
         value = profile.build(**params) if profile else get(name, **params)
         settings = {"profile": f"{profile.model}--{profile.method}"} if profile else {}
         share = value.schedule.first_sparse_step(ASSUMED_STEPS) / ASSUMED_STEPS
@@ -105,16 +108,18 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Flash4:
-    """Attend by FlashAttention-4, which diffusers alone cannot take from an installed package."""
+class Baseline:
+    """Attend densely by a baseline: without the mask of a call that hides nothing, and by
+    FlashAttention-4, which diffusers alone cannot take from an installed package."""
+
+    name: str
 
     def __call__(self, x: QKV, plan: Plan, ctx: Context) -> Tensor:
-        return flash4(x)()
+        return DENSE[self.name](x)()
 
 
 # one block holds the longest video
 FREE = Method(Raster(1 << 30), Flat(), TopK(1.0), Values())
-FLASH4 = replace(FREE, compute=Flash4())
 
 
 def run(
@@ -153,27 +158,31 @@ def _rows(case: Case, model: Any, timer: Timer, dtype: torch.dtype, impl: str) -
             break
     kind = type(model).__name__
     if kind not in adapters():
-        for name in case.methods:
+        for name, _ in case.methods:
             yield Row(case.shape, name, why=f"no adapter yet for {kind}")
         return
     try:
-        if "flash-4" in alone:
-            row = Row(case.shape, "dense flash-4", sparse=False)
-            yield _timed(row, timer, step, partial(api.enable, model, FLASH4), _finite)
+        best = min(alone, key=alone.__getitem__, default="")
+        masked = case.architecture.masked
+        if best and (masked or best not in BACKENDS):
+            row = Row(case.shape, f"dense {best}{', no mask' * masked}", sparse=False)
+            method = replace(FREE, compute=Baseline(best))
+            yield _timed(row, timer, step, partial(api.enable, model, method), _finite)
         row = Row(case.shape, WITHOUT, density=0.0)
         yield _timed(row, timer, step, partial(api.enable, model, FREE), _finite)
-        for name in case.methods:
+        for name, params in case.methods:
             for guard in dict.fromkeys((None, case.guard)):
-                yield _sparse_row(case, name, guard, model, timer, step, impl)
+                method, settings, dense_steps = case.method(name, params)
+                row = Row(case.shape, name, settings=settings, dense_steps=dense_steps)
+                yield _sparse_row(row, method, guard, model, timer, step, impl)
     finally:
         api.disable(model)
 
 
 def _sparse_row(
-    case: Case, name: str, guard: float | None, model: Any, timer: Timer, step: Call, impl: str
+    row: Row, method: Method, guard: float | None, model: Any, timer: Timer, step: Call, impl: str
 ) -> Row:
     """Time a step under one method; not before the method holds its bound on a small video."""
-    method, settings, dense_steps = case.method(name)
     watched = {} if guard is None else {"guard": guard}
     density = 1.0
 
@@ -185,9 +194,9 @@ def _sparse_row(
             why = next(iter(report.reasons), "no self-attention call arrived")
             raise NotTimed(f"every call was dense: {why}")
         density = report.density
-        return verify(method, out, case.shape, impl, {})
+        return verify(method, out, row.shape, impl, {})
 
-    row = Row(case.shape, name, settings={**settings, **watched}, dense_steps=dense_steps)
+    row = replace(row, settings={**row.settings, **watched})
     enable = partial(api.enable, model, method, impl=impl, **watched)
     return replace(_timed(row, timer, step, enable, check), density=density)
 

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from dit_sparse.commands.options import OUTPUT, given, option
-from dit_sparse.commands.request import check_guard, check_name, parse_setting
+from dit_sparse.commands.request import (
+    check_guard,
+    check_name,
+    of_case,
+    parse_setting,
+    split_case,
+)
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
 from dit_sparse.errors import ArgumentError
 
@@ -40,6 +46,16 @@ Budgets = Annotated[str, option("Method", "Budgets, comma-separated; default .1.
 Set = Annotated[
     list[str] | None,
     option("Method", "Any parameter of the one method; repeatable.", metavar="KEY=VALUE"),
+]
+
+CaseOption = Annotated[
+    list[str] | None,
+    option(
+        "Method",
+        'A method with settings, e.g. "pisa queries=128"; repeatable.',
+        "--case",
+        metavar="TEXT",
+    ),
 ]
 
 app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
@@ -151,6 +167,7 @@ def method(
     method: Methods = None,
     keep: Budgets = ".1",
     set: Set = None,
+    case: CaseOption = None,
 ) -> None:
     """Time whole methods in the warm state, selection and remainder included, stage by stage."""
     from dit_sparse.bench import method as measure
@@ -160,7 +177,7 @@ def method(
     shapes = _shapes(shape, VIDEO_SHAPES, run, heads, head_dim, tokens, grid)
     if shapes is None:
         shapes = _videos(grid, tokens, heads, head_dim) or _videos(None, "32k", heads, head_dim)
-    run.carry_out("method", _methods(shapes, method, keep, set), measure.run)
+    run.carry_out("method", _methods(shapes, method, keep, set, case), measure.run)
 
 
 @app.command("memory")
@@ -179,13 +196,14 @@ def memory(
     method: Methods = None,
     keep: Budgets = ".1",
     set: Set = None,
+    case: CaseOption = None,
 ) -> None:
     """Measure the most memory that methods hold beyond q, k and v, and how it grows with length."""
     from dit_sparse.bench import memory as measure
 
     at_least(1, heads=heads, head_dim=head_dim)
     shapes = _videos(grid, tokens, heads, head_dim) or _videos(None, "32k..512k", heads, head_dim)
-    run.carry_out("memory", _methods(shapes, method, keep, set), measure.run)
+    run.carry_out("memory", _methods(shapes, method, keep, set, case), measure.run)
 
 
 @app.command("step")
@@ -205,13 +223,14 @@ def step(
         bool, option("Model", "Compile the blocks, dense and sparse alike.", "--compile")
     ] = False,
     method: Annotated[
-        str, option("Method", "Comma-separated; default pisa. Settings: as published.")
-    ] = "pisa",
+        str | None, option("Method", "Comma-separated; default pisa. Settings: as published.")
+    ] = None,
     keep: Annotated[float | None, option("Method", "Another budget than the published.")] = None,
     guard: Annotated[
         float | None, option("Method", "Time each also with a quality guard of this bound.")
     ] = None,
     set: Set = None,
+    case: CaseOption = None,
 ) -> None:
     """Time a forward of a real architecture with random weights: dense, sparse, no attention."""
     from dit_sparse.bench import step as measure
@@ -230,19 +249,20 @@ def step(
                 f"--size {height}x{width}x{frames}: height and width must be multiples of 16 and "
                 "frames 4 k + 1"
             )
-    names = tuple(_named(method))
     check_guard(guard)
-    params = dict(_params(set, list(names)))
-    if keep is not None:
-        params["keep"] = numbers(f"{keep:g}", "--keep", 0, 1)[0]
+    own = {} if keep is None else {"keep": numbers(f"{keep:g}", "--keep", 0, 1)[0]}
+    methods = tuple(
+        (name, tuple({**own, **dict(params)}.items()))
+        for name, params in _settings(method, set, case, ["pisa"])
+    )
     cases = [
-        measure.Case(a, s, names, tuple(params.items()), tiny, compile, guard)
+        measure.Case(a, s, methods, tiny, compile, guard)
         for a in models
         for s in asked or (a.small if tiny else a.sizes)
     ]
-    for case in cases:
-        for name in names:
-            case.method(name)
+    for each in cases:
+        for name, params in methods:
+            each.method(name, params)
     run.carry_out("step", cases, measure.run)
 
 
@@ -285,16 +305,40 @@ def _videos(
     ]
 
 
-def _methods(shapes: list[Any], method: str | None, keep: str, set: list[str] | None) -> list[Any]:
+def _methods(
+    shapes: list[Any], method: str | None, keep: str, set: list[str] | None, case: list[str] | None
+) -> list[Any]:
     """Return every method at every shape and budget; raise for one that cannot be built."""
     from dit_sparse.bench.method import Case, names
 
-    chosen = _named(method) if method else names()
-    budgets, params = numbers(keep, "--keep", 0, 1), _params(set, chosen if method else [])
-    cases = [Case(size, name, b, params) for size in shapes for name in chosen for b in budgets]
-    for case in cases:
-        case.build()
+    budgets, cases = numbers(keep, "--keep", 0, 1), []
+    settings = _settings(method, set, case, names())
+    for size in shapes:
+        for name, params in settings:
+            own = dict(params)
+            kept = [own.pop("keep")] if "keep" in own else budgets
+            cases += [Case(size, name, b, tuple(own.items())) for b in kept]
+    for made in cases:
+        made.build()
     return cases
+
+
+def _settings(
+    method: str | None, set: list[str] | None, case: list[str] | None, default: list[str]
+) -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """Return the methods of --method and --case with their parameters; `default` without either."""
+    names = _named(method) if method else []
+    if set and len(names) != 1:
+        raise ArgumentError("--set needs one --method: whose parameter is it?")
+    if any(parse_setting(text)[0] == "keep" for text in set or ()):
+        raise ArgumentError("--set keep=...: use --keep")
+    found = [(name, _params(set or [])) for name in names]
+    for text in case or ():
+        name, words = split_case(text)
+        with of_case(text):
+            check_name(name)
+            found.append((name, _params(words)))
+    return found or [(name, ()) for name in default]
 
 
 def _named(methods: str) -> list[str]:
@@ -305,17 +349,12 @@ def _named(methods: str) -> list[str]:
     return found
 
 
-def _params(given: list[str] | None, names: list[str]) -> tuple[tuple[str, Any], ...]:
-    """Return the parameters of --set, which need one method to belong to."""
+def _params(settings: list[str]) -> tuple[tuple[str, Any], ...]:
+    """Return the parameters of settings KEY=VALUE, hashable."""
     # imports torch, which no --help should wait for
     from dit_sparse.parameters import as_tuples
 
-    if given and len(names) != 1:
-        raise ArgumentError("--set needs one --method: whose parameter is it?")
-    found = dict(parse_setting(text) for text in given or ())
-    if "keep" in found:
-        raise ArgumentError("--set keep=...: use --keep")
-    return tuple((key, as_tuples(value)) for key, value in found.items())
+    return tuple((key, as_tuples(value)) for key, value in map(parse_setting, settings))
 
 
 def _count(tokens: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from typing import Any
 from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import FPS, checked, file_name
 from dit_sparse.commands.loading import Loaded, loaded, prompts_of
-from dit_sparse.commands.request import Request, folder_for, parse_setting
+from dit_sparse.commands.request import Request, folder_for, of_case, parse_setting, split_case
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least, numbers
-from dit_sparse.errors import ArgumentError, DitSparseError
+from dit_sparse.errors import ArgumentError
 from dit_sparse.quality.run import Evaluation, Hooks
 
 COUNT, KEEPS = 8, ".125,.25,.5"
@@ -319,18 +318,9 @@ def _case(label: str, choice: Choice) -> Any:
 
 def of_text(text: str, request: Request, model: str) -> Any:
     """Return the case of a text such as `pisa order=0`, with what else is requested."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ArgumentError(f"--case {text!r}: {error}; write METHOD KEY=VALUE ...") from None
-    if not words:
-        raise ArgumentError(f"--case {text!r} names no method; write METHOD KEY=VALUE ...")
-    try:
-        return of_name(words[0], words[1:], request, model)
-    except DitSparseError as error:
-        # a case is written without these options
-        told = re.sub(r"^--(method|set) ", "", str(error))
-        raise ArgumentError(f"--case {text!r}: {told}") from error
+    name, settings = split_case(text)
+    with of_case(text):
+        return of_name(name, settings, request, model)
 
 
 def of_name(name: str, settings: list[str], request: Request, model: str) -> Any:

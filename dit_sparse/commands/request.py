@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.errors import ArgumentError
+from dit_sparse.errors import ArgumentError, DitSparseError
 
 DTYPES = {
     "float32": "float32", "fp32": "float32",
@@ -167,6 +170,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier() or not raw or "\n" in raw:
         raise ArgumentError(f"--set {text!r} must be KEY=VALUE, e.g. dense_steps=0.25")
+    # TOML wants a digit before the point
+    raw = re.sub(r"^\.(?=\d)", "0.", raw)
     try:
         return key, tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -175,6 +180,27 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ArgumentError(
             f"--set {text!r}: the value is not TOML; write 8, 0.5, true, [8, 16], a word or a path"
         ) from None
+
+
+def split_case(text: str) -> tuple[str, list[str]]:
+    """Return the name and the settings KEY=VALUE of a --case such as `pisa order=0`."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ArgumentError(f"--case {text!r}: {error}; write METHOD KEY=VALUE ...") from None
+    if not words:
+        raise ArgumentError(f"--case {text!r} names no method; write METHOD KEY=VALUE ...")
+    return words[0], words[1:]
+
+
+@contextmanager
+def of_case(text: str) -> Iterator[None]:
+    """Say of an error that it is about this --case, which is written without other options."""
+    try:
+        yield
+    except DitSparseError as error:
+        told = re.sub(r"^--(method|set) ", "", str(error))
+        raise ArgumentError(f"--case {text!r}: {told}") from error
 
 
 def check_out(out: Path, compare: bool) -> None:

@@ -27,7 +27,8 @@ Differs from the paper:
 - video blocks are 4 x 4 x 4 boxes of the token grid (images 8 x 8, as in
   the released FLUX processor); no order was published for video. On a
   grid that the tile does not divide the boxes are nearly equal, and their
-  order is cut every 64 tokens.
+  order is cut every 64 tokens. queries=128 makes query blocks of two
+  boxes, for which a GPU reads half as many keys; the paper has 64.
 - joint text is always exact and takes no part in the covariance; the code
   routes it like any block, and later protects one block by its sink, here
   `sinks`, counted over the video blocks.
@@ -92,10 +93,11 @@ def pisa(
     deviation=False,
     sinks=(),
     tile=(4, 4, 4),
+    queries=None,
     dense_steps=0,
     dense_layers=0,
 ):
-    tiles = Tiles(tuple(tile), still=(1, 8, 8), uniform=True)
+    tiles = Tiles(tuple(tile), still=(1, 8, 8), uniform=True, queries=queries)
     score = PooledDot(error_bias=error_bias, deviation=deviation)
     if sinks:
         score = Sinks(error_bias=error_bias, deviation=deviation, sinks=tuple(sinks), tiles=tiles)
