@@ -20,6 +20,7 @@ import dit_sparse
 from tests.probe import DRAFT, LAYERS, STEPS, probe, quiet, run
 from tests.tiny_wan import tiny_wan
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
 LIMIT = {**DRAFT, "keep": 1.0}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -74,8 +75,10 @@ def mag(pipe):
 
 
 def group_offload(kind, **options):
+    # copies beside the computation, where there is anything to copy
+    streams = kind == "leaf_level" and DEVICE.type == "cuda"
     return lambda pipe: pipe.transformer.enable_group_offload(
-        onload_device=CPU, offload_device=CPU, offload_type=kind, **options
+        onload_device=DEVICE, offload_device=CPU, offload_type=kind, use_stream=streams, **options
     )
 
 
@@ -96,7 +99,7 @@ def bitsandbytes(kind, **options):
                     new = make(old.in_features, old.out_features, **options)
                     new.load_state_dict(old.state_dict())
                     owner, _, name = path.rpartition(".")
-                    setattr(block.get_submodule(owner), name, new.to(CPU))
+                    setattr(block.get_submodule(owner), name, new.to(DEVICE))
 
     return apply
 
@@ -114,9 +117,13 @@ def tile(pipe):
 ROWS = [
     Row("fuse_qkv_projections", lambda pipe: pipe.transformer.fuse_qkv_projections(), exact=True),
     Row("group offload, blocks", group_offload("block_level", num_blocks_per_group=1), exact=True),
-    Row("group offload, leaves", group_offload("leaf_level"), exact=True),
-    Row("model offload", lambda pipe: pipe.enable_model_cpu_offload(device="cpu"), exact=True),
-    Row("sequential offload", lambda pipe: cpu_offload(pipe.transformer, CPU, True), exact=True),
+    Row(
+        "group offload, leaves",
+        group_offload("leaf_level", use_stream=DEVICE.type == "cuda"),
+        exact=True,
+    ),
+    Row("model offload", lambda pipe: pipe.enable_model_cpu_offload(device=DEVICE), exact=True),
+    Row("sequential offload", lambda pipe: cpu_offload(pipe.transformer, DEVICE, True), exact=True),
     Row("layerwise casting", cast_layers),
     Row("VAE tiling", tile, options={"output_type": "np", "num_frames": 1}),
     Row(
@@ -144,14 +151,14 @@ ROWS = [
 def pipeline(*steps):
     """Return the same tiny pipeline every time, after some steps."""
     torch.manual_seed(0)
-    pipe = quiet(tiny_wan())
+    pipe = quiet(tiny_wan()).to(DEVICE)
     for step in steps:
         step(pipe)
     return pipe
 
 
 def frames(pipe, row):
-    return torch.as_tensor(run(pipe, **row.options))
+    return torch.as_tensor(run(pipe, **row.options)).cpu()
 
 
 @pytest.mark.filterwarnings("ignore:.*(script_method|Enum subclass).*")

@@ -29,7 +29,7 @@ from dit_sparse.integrations import gain
 from dit_sparse.integrations.adapters import Adapter
 from dit_sparse.integrations.capture import ATTENTION, Here, capture, is_captured, now, release
 from dit_sparse.integrations.parallel import Ulysses
-from dit_sparse.integrations.sequence import Sequence
+from dit_sparse.integrations.sequence import Sequence, apart
 from dit_sparse.integrations.session import Part, Session
 
 try:
@@ -346,12 +346,16 @@ def _attend(
         q, k, v = (shared.gather(x, of) for x in (q, k, v))
         mask = None if mask is None else shared.gather_mask(mask, of)
     out = session.attend(q, k, v, number, ctx, scale, mask, causal, part.heads(heads))
-    if out is None:
-        backend = part.dense[number]
-        if mask is not None and backend not in MASKED:
+    if not isinstance(out, Tensor):
+        backend, gqa = part.dense[number], q.shape[2] != k.shape[2]
+        if mask is not None and not out and backend not in MASKED:
             backend = AttentionBackendName.NATIVE
-        gqa = q.shape[2] != k.shape[2]
-        out = dispatch_attention_fn(q, k, v, mask, 0.0, causal, scale, gqa, backend=backend)
+        dense = partial(
+            dispatch_attention_fn, dropout_p=0.0, is_causal=causal, scale=scale, enable_gqa=gqa,
+            backend=backend,
+        )  # fmt: skip
+        # without what it hides instead of with a mask: that is faster, and any kernel takes it
+        out = apart(out, q, k, v, lambda *x: dense(*x[:3])) if out else dense(q, k, v, mask)
     if shared is not None and of is not None:
         out = shared.scatter(out, of, tokens, heads)
     return out.contiguous()

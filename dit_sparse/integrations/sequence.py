@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -129,6 +129,24 @@ class Group:
             out[self.samples, self.tokens] = x
         else:
             out[self.samples].index_copy_(1, self.tokens, x)
+
+
+def apart(
+    groups: tuple[Group, ...], q: Tensor, k: Tensor, v: Tensor, attend: Callable[..., Tensor]
+) -> Tensor:
+    """Attend group by group and return out [B, S, H, Dv], which is 0 at tokens of no group.
+
+    attend: (q, k, v, group, its number) -> out of one group; q, k, v [B, S, H, D].
+    """
+    out = None
+    for number, group in enumerate(groups):
+        found = attend(*(group.take(t) for t in (q, k, v)), group, number)
+        if found.shape[:2] == q.shape[:2] and isinstance(group.tokens, slice):
+            return found
+        out = q.new_zeros(*q.shape[:3], v.shape[3]) if out is None else out
+        group.put(out, found)
+    assert out is not None
+    return out
 
 
 def valid_tokens(mask: Tensor, kind: str, at: int = 0) -> Tensor | None:

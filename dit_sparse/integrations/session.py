@@ -21,7 +21,7 @@ from dit_sparse.integrations.clock import Clock
 from dit_sparse.integrations.gain import attention_share, told
 from dit_sparse.integrations.guard import Guard
 from dit_sparse.integrations.parallel import Ulysses
-from dit_sparse.integrations.sequence import REST, Group, Sequence, groups, valid_tokens
+from dit_sparse.integrations.sequence import REST, Group, Sequence, apart, groups, valid_tokens
 from dit_sparse.profile import Profile
 from dit_sparse.reporting import Cell, Guarded, Progress, Tally
 from dit_sparse.weights import layer_weights
@@ -214,40 +214,38 @@ class Session:
         mask: Tensor | None,
         causal: bool,
         heads: Heads,
-    ) -> Tensor | None:
-        """Run the method on q, k, v [B, S, H, D]; None when this call must be dense."""
+    ) -> Tensor | tuple[Group, ...]:
+        """Run the method on q, k, v [B, S, H, D]; for a call that must be dense, return its groups
+        where they are all that its mask says, else none."""
         _, part, step, steps, *sizes, branch = ctx.tolist()
         calls = self.parts[part].adapter.calls
         if causal and "text" in calls:
-            return None
+            return ()
         steps = steps or ASSUMED_STEPS
         at = Place(part, layer, step, branch, self._count(part, layer))
         of = Sequence(*sizes).of(k.shape[1], calls)
-        found = self._groups(q, k, of, part, mask, causal)
-        if not isinstance(found, str):
+        found, why = self._groups(q, k, of, part, mask, causal)
+        if not why:
             for group in found:
                 self._check(part, heads.total, steps, group.grid)
             self._size(part, max(group.grid.tokens for group in found), heads.total * q.shape[-1])
-            found = self._why_dense(part, layer, step, steps) or found
+            why = self._why_dense(part, layer, step, steps)
         tally = self.tallies.setdefault((part, layer, step), Tally())
         tally.calls += 1
-        if isinstance(found, str):
-            tally.reasons[found] += 1
-            return None
+        if why:
+            tally.reasons[why] += 1
+            return () if mask is None or q.shape[1] != k.shape[1] else found
         queries, q = q.shape[1], of.spread(q)
-        out, densities = None, []
-        for number, group in enumerate(found):
-            x = QKV(*(group.take(t).transpose(1, 2) for t in (q, k, v)))
-            part_out, density = self._run(x, group.grid, at, number, steps, scale, heads)
-            part_out = part_out.transpose(1, 2)
+        densities = []
+
+        def run(q: Tensor, k: Tensor, v: Tensor, group: Group, number: int) -> Tensor:
+            x = QKV(*(t.transpose(1, 2) for t in (q, k, v)))
+            out, density = self._run(x, group.grid, at, number, steps, scale, heads)
             densities.append(density)
-            if part_out.shape[:2] == q.shape[:2] and isinstance(group.tokens, slice):
-                out = part_out
-            else:
-                out = q.new_zeros(*q.shape[:3], v.shape[3]) if out is None else out
-                group.put(out, part_out)
+            return out.transpose(1, 2)
+
+        out = apart(found, q, k, v, run)
         tally.densities.append(torch.stack(densities).mean())
-        assert out is not None
         return of.collect(out, queries)
 
     def _run(
@@ -302,8 +300,8 @@ class Session:
 
     def _groups(
         self, q: Tensor, k: Tensor, of: Sequence, part: int, mask: Tensor | None, causal: bool
-    ) -> tuple[Group, ...] | str:
-        """Return which samples and tokens the method sees, or why it cannot see any."""
+    ) -> tuple[tuple[Group, ...], str]:
+        """Return which samples and tokens the method sees, and why it cannot see any, or ""."""
         kind = self.parts[part].adapter.mask
         reason = of.why_not(q.shape[1], k.shape[1], mask is not None)
         reason = "the method is dense" if isinstance(self.method.compute, Dense) else reason
@@ -311,7 +309,7 @@ class Session:
         if mask is not None and kind == "none":
             reason = "an attention mask, which no method honours"
         if reason:
-            return reason
+            return (), reason
         # what a mask says is read once per transformer call, for all of its layers
         key = (of, q.device, None if mask is None else tuple(mask.shape))
         if key not in self.groups:
@@ -319,7 +317,8 @@ class Session:
             odd = mask is not None and valid is None
             found = "a mask that says more than which tokens are valid"
             self.groups[key] = found if odd else groups(of, valid, q.device)
-        return self.groups[key]
+        found = self.groups[key]
+        return ((), found) if isinstance(found, str) else (found, "")
 
     def _check(self, part: int, heads: int, steps: int, grid: Grid) -> None:
         """Raise where the method does not fit, before a dense first step and once per setting."""
