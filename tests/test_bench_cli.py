@@ -44,6 +44,16 @@ def test_command_method(tmp_path):
     assert row["settings"] == {"keep": 0.1, "patch": [4, 4]} and row["over_kept"] > 0
 
 
+def test_cases():
+    """Methods by name and with settings of their own, which may hold the budget."""
+    cases = ("--case", "draft patch=[4,4]", "--case", "draft patch=[2,4] keep=.5")
+    shown = run(*METHOD, "--keep", ".3", "--method", "svg", *cases, "--json")
+    settings = [row.get("settings") for row in json.loads(shown.stdout)["rows"][-3:]]
+    assert settings == [
+        {"keep": 0.3}, {"keep": 0.3, "patch": [4, 4]}, {"keep": 0.5, "patch": [2, 4]}
+    ]  # fmt: skip
+
+
 def test_wrong_output_fails_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel, "block_sparse_attention", nan)
     shown = run(*KERNEL, "--tokens", "256", "--out", tmp_path / "k.json")
@@ -91,6 +101,11 @@ REFUSED = [
     ([*METHOD, "--set", "order=1"], ["--set", "--method"]),
     ([*METHOD, "--method", "pisa", "--set", "order=7"], ["order=7"]),
     ([*METHOD, "--method", "pisa", "--set", "keep=.3"], ["--set keep", "--keep"]),
+    ([*METHOD, "--case", "piza order=0"], ["--case 'piza order=0'", "pisa"]),
+    ([*METHOD, "--case", "pisa order"], ["--case 'pisa order'", "KEY=VALUE"]),
+    ([*METHOD, "--case", "pisa order=7"], ["order=7"]),
+    ([*METHOD, "--case", " "], ["--case ' '", "names no method"]),
+    ([*METHOD, "--case", "pisa", "--set", "order=1"], ["--set", "--method"]),
     (["bench", "method", "--grid", "3x8"], ["--grid 3x8", "21x30x52"]),
 ]
 
