@@ -1,6 +1,7 @@
 """The second family, the drop-in classes, `load`, and what is refused."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
@@ -9,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DModel
 
 import dit_sparse
+from dit_sparse.integrations import seam
 from dit_sparse.integrations.diffusers import profile_of
 from dit_sparse.integrations.seam import hook_of
 from dit_sparse.pipelines import SparseWanPipeline, load
@@ -67,18 +69,24 @@ def test_flux(height, width):
     assert torch.equal(draw(), base)
 
 
-def test_dense_calls_go_without_their_mask():
+def test_dense_calls_go_without_their_mask(monkeypatch):
     """Of padded text: what a mask hides is cut out, so that a backend without masks serves."""
-    case = next(c for c in cases() if c.model == "HunyuanVideoTransformer3DModel")
-    model = case.build()
+    case, seen = next(c for c in cases() if c.model == "HunyuanVideoTransformer3DModel"), []
+    model, dispatch = case.build(), seam.dispatch_attention_fn
     base = case.run(model)
+
+    def spy(q, k, v, mask=None, *rest, backend, **options):
+        seen.append((k.shape[1], mask, backend.value))
+        return dispatch(q, k, v, mask, *rest, backend=backend, **options)
+
+    monkeypatch.setattr(seam, "dispatch_attention_fn", spy)
     model.set_attention_backend("_native_flash")
-    with pytest.raises(ValueError, match="mask"):
-        case.run(model)
     dit_sparse.enable(model, "pisa", dense_layers=case.layers)
     for a, b in zip(case.run(model), base, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     model.set_attention_backend("native")
+    keys = [math.prod(case.grid) + text for text in case.texts]
+    assert seen == [(n, None, "_native_flash") for n in keys] * case.layers
 
 
 @pytest.fixture(scope="module")

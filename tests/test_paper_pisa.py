@@ -130,12 +130,13 @@ def test_a_tail_block_may_hold_the_row_maximum(impl):
     assert relative_error(out, oracle(q, k, v, 0.25)) < BAND
 
 
-def test_tiles_equal_a_permuted_raster():
-    """On a grid the method is the raster one on permuted tokens."""
+@pytest.mark.parametrize("queries", [None, 128])
+def test_tiles_equal_a_permuted_raster(queries):
+    """On a grid the method is the raster one on permuted tokens, whatever the query blocks."""
     q, k, v = draw(256)
     grid = Grid(4, 8, 8)
     h, w = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     order = torch.argsort((h // 4 * 2 + w // 4).flatten().repeat(4), stable=True)
-    tiled = dit_sparse.attention(q, k, v, "pisa", grid=grid, keep=0.25)
-    plain = pisa(q[:, :, order], k[:, :, order], v[:, :, order])
+    tiled = dit_sparse.attention(q, k, v, "pisa", grid=grid, keep=0.25, queries=queries)
+    plain = pisa(q[:, :, order], k[:, :, order], v[:, :, order], queries=queries)
     assert relative_error(tiled[:, :, order], plain) < BAND

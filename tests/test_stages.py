@@ -46,6 +46,17 @@ def test_uniform_tiles_keep_the_order_in_equal_blocks(grid):
     assert (sizes[:-1] == 32).all() and sizes.sum() == grid.video
 
 
+def test_queries_of_uniform_tiles_have_a_size_of_their_own():
+    """In the order of the keys; text stays behind, in blocks of its own."""
+    rows, cols = layout_of(Tiles((2, 4, 4), uniform=True, queries=64), Grid(4, 8, 8, text=9))
+    assert torch.equal(rows.order, cols.order)
+    assert rows.sizes()[0, 0].tolist() == [64] * 4 + [9]
+    assert cols.sizes()[0, 0].tolist() == [32] * 8 + [9]
+    for wrong in ({"queries": 0}, {"queries": 1.5}, {"queries": 64, "uniform": False}):
+        with pytest.raises(ArgumentError, match="queries="):
+            Tiles(**{"uniform": True, **wrong})
+
+
 def test_text_stands_behind_the_video():
     blocks = layout_of(Raster(8), Grid(1, 3, 5, text=10, text_first=True)).q
     assert blocks.order[0, 0].tolist() == [*range(10, 25), *range(10)]

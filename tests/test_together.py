@@ -117,11 +117,7 @@ def tile(pipe):
 ROWS = [
     Row("fuse_qkv_projections", lambda pipe: pipe.transformer.fuse_qkv_projections(), exact=True),
     Row("group offload, blocks", group_offload("block_level", num_blocks_per_group=1), exact=True),
-    Row(
-        "group offload, leaves",
-        group_offload("leaf_level", use_stream=DEVICE.type == "cuda"),
-        exact=True,
-    ),
+    Row("group offload, leaves", group_offload("leaf_level"), exact=True),
     Row("model offload", lambda pipe: pipe.enable_model_cpu_offload(device=DEVICE), exact=True),
     Row("sequential offload", lambda pipe: cpu_offload(pipe.transformer, DEVICE, True), exact=True),
     Row("layerwise casting", cast_layers),

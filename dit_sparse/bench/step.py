@@ -109,8 +109,10 @@ class Values:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Attend densely by a baseline: without the mask of a call that hides nothing, and by
-    FlashAttention-4, which diffusers alone cannot take from an installed package."""
+    """Attend densely by a baseline of that name, without a mask.
+
+    Among them is FlashAttention-4, which diffusers alone cannot take from an installed package.
+    """
 
     name: str
 

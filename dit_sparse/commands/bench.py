@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, s
 from dit_sparse.errors import ArgumentError
 
 RUN = "Run"
+Params = tuple[tuple[str, Any], ...]
 
 Device = Annotated[str, option(RUN, "auto (default), cpu, cuda or cuda:N.")]
 Dtype = Annotated[
@@ -251,18 +253,16 @@ def step(
             )
     check_guard(guard)
     own = {} if keep is None else {"keep": numbers(f"{keep:g}", "--keep", 0, 1)[0]}
-    methods = tuple(
-        (name, tuple({**own, **dict(params)}.items()))
-        for name, params in _settings(method, set, case, ["pisa"])
-    )
-    cases = [
-        measure.Case(a, s, methods, tiny, compile, guard)
-        for a in models
-        for s in asked or (a.small if tiny else a.sizes)
-    ]
-    for each in cases:
-        for name, params in methods:
-            each.method(name, params)
+    where = [(a, s) for a in models for s in asked or (a.small if tiny else a.sizes)]
+
+    def build(name: str, given: Params) -> list[Any]:
+        params = tuple({**own, **dict(given)}.items())
+        for a, s in where:
+            measure.Case(a, s, (), tiny).method(name, params)
+        return [(name, params)]
+
+    methods = tuple(_settings(method, set, case, ["pisa"], build))
+    cases = [measure.Case(a, s, methods, tiny, compile, guard) for a, s in where]
     run.carry_out("step", cases, measure.run)
 
 
@@ -311,34 +311,41 @@ def _methods(
     """Return every method at every shape and budget; raise for one that cannot be built."""
     from dit_sparse.bench.method import Case, names
 
-    budgets, cases = numbers(keep, "--keep", 0, 1), []
-    settings = _settings(method, set, case, names())
-    for size in shapes:
-        for name, params in settings:
-            own = dict(params)
-            kept = [own.pop("keep")] if "keep" in own else budgets
-            cases += [Case(size, name, b, tuple(own.items())) for b in kept]
-    for made in cases:
-        made.build()
-    return cases
+    budgets = numbers(keep, "--keep", 0, 1)
+
+    def build(name: str, given: Params) -> list[Any]:
+        params = dict(given)
+        kept = [params.pop("keep")] if "keep" in params else budgets
+        made = [Case(size, name, b, tuple(params.items())) for size in shapes for b in kept]
+        for each in made:
+            each.build()
+        return made
+
+    found = _settings(method, set, case, names(), build)
+    # tensors are drawn once for each shape
+    return [made for size in shapes for made in found if made.shape == size]
 
 
 def _settings(
-    method: str | None, set: list[str] | None, case: list[str] | None, default: list[str]
-) -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
-    """Return the methods of --method and --case with their parameters; `default` without either."""
+    method: str | None, set: list[str] | None, case: list[str] | None, default: list[str],
+    build: Callable[[str, Params], list[Any]],
+) -> list[Any]:  # fmt: skip
+    """Return what `build` makes of the methods of --method and --case, of `default` without any."""
     names = _named(method) if method else []
     if set and len(names) != 1:
         raise ArgumentError("--set needs one --method: whose parameter is it?")
     if any(parse_setting(text)[0] == "keep" for text in set or ()):
         raise ArgumentError("--set keep=...: use --keep")
-    found = [(name, _params(set or [])) for name in names]
+    found = [made for name in names for made in build(name, _params(set or []))]
     for text in case or ():
         name, words = split_case(text)
         with of_case(text):
             check_name(name)
-            found.append((name, _params(words)))
-    return found or [(name, ()) for name in default]
+            made = build(name, _params(words))
+            if any(each in found for each in made):
+                raise ArgumentError("is asked for twice")
+            found += made
+    return found or [made for name in default for made in build(name, ())]
 
 
 def _named(methods: str) -> list[str]:
@@ -349,7 +356,7 @@ def _named(methods: str) -> list[str]:
     return found
 
 
-def _params(settings: list[str]) -> tuple[tuple[str, Any], ...]:
+def _params(settings: list[str]) -> Params:
     """Return the parameters of settings KEY=VALUE, hashable."""
     # imports torch, which no --help should wait for
     from dit_sparse.parameters import as_tuples

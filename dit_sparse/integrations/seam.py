@@ -354,7 +354,7 @@ def _attend(
             dispatch_attention_fn, dropout_p=0.0, is_causal=causal, scale=scale, enable_gqa=gqa,
             backend=backend,
         )  # fmt: skip
-        # without what it hides instead of with a mask: that is faster, and any kernel takes it
+        # what a mask hides is cut out: most kernels take none, and others are slower with one
         out = apart(out, q, k, v, lambda *x: dense(*x[:3])) if out else dense(q, k, v, mask)
     if shared is not None and of is not None:
         out = shared.scatter(out, of, tokens, heads)

@@ -216,7 +216,7 @@ class Session:
         heads: Heads,
     ) -> Tensor | tuple[Group, ...]:
         """Run the method on q, k, v [B, S, H, D]; for a call that must be dense, return its groups
-        where they are all that its mask says, else none."""
+        where they are all that its mask says, their tokens side by side, else none."""
         _, part, step, steps, *sizes, branch = ctx.tolist()
         calls = self.parts[part].adapter.calls
         if causal and "text" in calls:
@@ -234,7 +234,8 @@ class Session:
         tally.calls += 1
         if why:
             tally.reasons[why] += 1
-            return () if mask is None or q.shape[1] != k.shape[1] else found
+            side_by_side = all(isinstance(group.tokens, slice) for group in found)
+            return found if mask is not None and side_by_side and q.shape[1] == k.shape[1] else ()
         queries, q = q.shape[1], of.spread(q)
         densities = []
 
