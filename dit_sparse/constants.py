@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def golden(n: int, shift: float = 0.0) -> float:
@@ -17,11 +22,28 @@ def golden(n: int, shift: float = 0.0) -> float:
     return (shift + n * ((5**0.5 - 1) / 2)) % 1
 
 
-@lru_cache(maxsize=4096)
-@torch.inference_mode(False)
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """Return numbers as a tensor [n], copied to a device once: each copy waits for it.
+def made_once(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Keep the last `most` results of a function of sizes: tensors that many calls read.
 
-    Outside inference mode, for a later call may need it with gradients.
+    They are made outside inference mode, for a later call may need them with gradients; and not
+    kept where tensors are fake, for a later call may need real ones.
     """
+
+    def wrap(make: Callable[P, T]) -> Callable[P, T]:
+        made = torch.inference_mode(False)(make)
+        kept: Any = lru_cache(maxsize=most)(made)
+
+        @wraps(make)
+        def find(*args: P.args, **kwargs: P.kwargs) -> T:
+            fake = type(torch.empty(0)) is not Tensor
+            return made(*args, **kwargs) if fake else kept(*args, **kwargs)
+
+        return find
+
+    return wrap
+
+
+@made_once(4096)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Return numbers as a tensor [n], copied to a device once: each copy waits for it."""
     return torch.tensor(values, dtype=dtype).to(device)

@@ -1,8 +1,10 @@
 """Every registered method against every property: a new method file adds its rows by itself."""
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dit_sparse import methods
+from dit_sparse import Grid, attention, methods
 from dit_sparse.registry import entry
 from dit_sparse.testing import PROPERTIES, check_property
 
@@ -34,3 +36,19 @@ def test_conformance_of_small_blocks(name, prop):
 @pytest.mark.parametrize("name", methods())
 def test_declared_misses_exist(name):
     assert set(entry(name).xfail) <= set(PROPERTIES)
+
+
+# these take causal attention alone
+CAUSAL = {"anchor", "minference", "pbs_attn"}
+
+
+@pytest.mark.parametrize("name", methods())
+def test_fake_tensors_leave_nothing_behind(name):
+    """A tool may trace shapes first: what is kept from call to call is never fake."""
+    grid = Grid(2, 5, 7)
+    x = torch.randn(3, 1, 2, grid.tokens, 16).unbind()
+    options = {"causal": True} if name in CAUSAL else {"grid": grid}
+    with FakeTensorMode() as fake:
+        traced = attention(*map(fake.from_tensor, x), name, **options)
+    out = attention(*x, name, **options)
+    assert type(out) is torch.Tensor and out.shape == traced.shape and out.isfinite().all()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from dit_sparse.constants import golden
+from dit_sparse.constants import golden, made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Known, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.kmeans import kmeans
@@ -119,8 +118,7 @@ def _blocks(grid: Grid, order: Tensor, offsets: Tensor) -> Blocks:
     return Blocks(grid.video, grid.video, offsets.shape[-1] - 1, order, offsets)
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@made_once(32)
 def _spread(tokens: int, clusters: int, device: str) -> Tensor:
     """Return `clusters` distinct positions below `tokens`: one in each of as many equal parts.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dit_sparse.constants import made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
 from dit_sparse.parameters import check_count
 
@@ -109,11 +109,7 @@ def _order(grid: Grid, device: str) -> Tensor:
     return torch.tensor(hilbert_order(*grid.sides)).to(device)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _curved(grid: Grid, block: int, device: str) -> Blocks:
-    """Return the blocks of a grid; they depend on sizes alone, so each is built once.
-
-    Outside inference mode, for a later call may need them with gradients.
-    """
+    """Return the blocks of a grid."""
     return Blocks.with_text(grid, block, _order(grid, device), device=device)

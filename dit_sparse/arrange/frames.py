@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dit_sparse.constants import constant, golden
+from dit_sparse.constants import constant, golden, made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout, Score, Select
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.losses import masked_losses, pack_keys
@@ -101,8 +100,7 @@ def _alike(grid: Grid) -> bool:
     return grid.frames == 1 or grid.height * grid.width == 1
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _orders(grid: Grid, block: int, device: str) -> tuple[Blocks, Blocks]:
     """Return the frame-major and the token-major blocks of a grid, built once."""
     turned = torch.arange(grid.video, device=device).view(grid.frames, -1).T.flatten()
@@ -111,8 +109,7 @@ def _orders(grid: Grid, block: int, device: str) -> tuple[Blocks, Blocks]:
 
 
 # a model samples the same for all layers of a step
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _sample(stage: SampledFrames, grid: Grid, step: int, device: str) -> tuple[Tensor, Tensor]:
     """Return the sampled tokens [R] int64 and the bits of what they see in both orders, [2, R, W].
 
@@ -134,24 +131,21 @@ def _sample(stage: SampledFrames, grid: Grid, step: int, device: str) -> tuple[T
     return rows + ends[0], torch.stack(seen)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _places(grid: Grid, device: str) -> Tensor:
     """Return the position of every video token in both orders, [2, video] int64."""
     place = torch.arange(grid.video, device=device)
     return torch.stack([place, place.view(-1, grid.frames).T.flatten()])
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@made_once(64)
 def _fixed(grid: Grid, block: int, device: str, row: str) -> Blocks:
     """Return blocks whose order is token-major in heads of mode M, built once per table row."""
     turned = constant(tuple(mode == "M" for mode in row), torch.bool, device)
     return _mixed(grid, block, device, turned[None])
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _given(tokens: int, device: str) -> Tensor:
     """Return the order that changes nothing, [tokens] int64."""
     return torch.arange(tokens, device=device)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
-import torch
-
+from dit_sparse.constants import made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Known, Layout
 from dit_sparse.errors import ArgumentError
 
@@ -100,13 +98,9 @@ class Partitions:
         return tuple(-(-side // n) if n else 1 for n, side in zip(numbers, grid.sides, strict=True))
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@made_once(32)
 def _cut(grid: Grid, parts: tuple[int, ...], device: str) -> Layout:
-    """Return the layout of a grid; it depends on sizes alone, so each is built once.
-
-    Outside inference mode, for a later call may need it with gradients.
-    """
+    """Return the layout of a grid."""
     size, order, ends = grid.boxes(parts, device)
     if parts[1:] == (1, 1):
         order = None  # slabs of whole frames stand in a row already

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
-
+from dit_sparse.constants import made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
 from dit_sparse.parameters import check_count
 
@@ -35,11 +33,7 @@ class Raster:
         return Layout(*(_cut(ctx.grid, n, str(x.q.device)) for n in sizes))
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _cut(grid: Grid, block: int, device: str) -> Blocks:
-    """Return the blocks of a grid; they depend on sizes alone, so each is built once.
-
-    Outside inference mode, for a later call may need them with gradients.
-    """
+    """Return the blocks of a grid."""
     return Blocks.with_text(grid, block, device=device)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
-import torch
-
+from dit_sparse.constants import made_once
 from dit_sparse.core import QKV, Blocks, Context, Grid, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.parameters import check_count
@@ -63,13 +61,9 @@ class Tiles:
         return self.still if self.still and grid.frames == 1 else self.tile
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _tiled(grid: Grid, tile: tuple[int, int, int], every: int | None, device: str) -> Blocks:
-    """Return the boxes of a grid, or their tokens cut every so many; each is built once.
-
-    Outside inference mode, for a later call may need them with gradients.
-    """
+    """Return the boxes of a grid, or their tokens cut every so many."""
     parts = tuple(-(-side // edge) for side, edge in zip(grid.sides, tile, strict=True))
     size, order, ends = grid.boxes(parts, device)
     if every is not None:

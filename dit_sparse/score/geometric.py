@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor
 
-from dit_sparse.constants import constant, golden
+from dit_sparse.constants import constant, golden, made_once
 from dit_sparse.core import QKV, Context, Layout
 
 
@@ -50,8 +49,7 @@ def priority(n: int, frame: int) -> list[int]:
     return [j for j in chain.from_iterable(zip_longest(first, rest)) if j is not None]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _near(m: int, n: int, first: int, device: str) -> Tensor:
     """Return -|i - j|, 0 in the first columns, [1, 1, m, n] float32."""
     rows, cols = (torch.arange(s, dtype=torch.float32, device=device) for s in (m, n))
@@ -60,8 +58,7 @@ def _near(m: int, n: int, first: int, device: str) -> Tensor:
     return near[None, None]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once(16)
 def _listed(n: int, frame: int, device: str) -> Tensor:
     """Return minus the place of each key block in the list of stripes, [n] float32."""
     order = torch.tensor(priority(n, frame))

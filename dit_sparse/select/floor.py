@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_sparse.constants import made_once
 from dit_sparse.core import Blocks, Context, Grid, Layout
 from dit_sparse.errors import ArgumentError
 from dit_sparse.kernels.select import budget_classes
@@ -140,4 +140,4 @@ def _voxels(blocks: Blocks, grid: Grid, device: str) -> Tensor:
     return ids.unflatten(-1, grid.sides)
 
 
-_cached = lru_cache(maxsize=16)(torch.inference_mode(False)(neighbour_table))
+_cached = made_once(16)(neighbour_table)
