@@ -171,6 +171,8 @@ def test_stopped_in_the_middle(number, code, model, tmp_path):
     with subprocess.Popen(
         [*args, "--steps", "100000"], cwd=tmp_path, env=env, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # where the tests run in the background, a shell has made them ignore interrupts
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stderr is not None and process.stdout is not None
         assert process.stderr.readline().startswith("loading")
