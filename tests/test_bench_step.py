@@ -208,6 +208,8 @@ def test_settings_of_cases():
     settings = [row["settings"] for row in told["rows"][-2:]]
     assert settings[0]["keep"] == 0.3
     assert (settings[1]["keep"], settings[1]["queries"]) == (0.5, 128)
+    alone = json.loads(run(*TINY, "--model", "wan2.1-1.3b", "--set", "queries=32", "--json").stdout)
+    assert alone["rows"][-1]["what"] == "pisa" and alone["rows"][-1]["settings"]["queries"] == 32
 
 
 def test_long_calls_are_timed_three_times_or_once(monkeypatch):

@@ -261,7 +261,7 @@ def step(
             measure.Case(a, s, (), tiny).method(name, params)
         return [(name, params)]
 
-    methods = tuple(_settings(method, set, case, ["pisa"], build))
+    methods = tuple(_settings(method if method or case else "pisa", set, case, [], build))
     cases = [measure.Case(a, s, methods, tiny, compile, guard) for a, s in where]
     run.carry_out("step", cases, measure.run)
 
@@ -323,7 +323,7 @@ def _methods(
 
     found = _settings(method, set, case, names(), build)
     # tensors are drawn once for each shape
-    return [made for size in shapes for made in found if made.shape == size]
+    return [made for size in dict.fromkeys(shapes) for made in found if made.shape == size]
 
 
 def _settings(
