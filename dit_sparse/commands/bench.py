@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,10 @@ from dit_sparse.commands.request import (
 from dit_sparse.commands.timing import Run, at_least, lengths, named, numbers, sizes
 from dit_sparse.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from dit_sparse.bench.step import Params
+
 RUN = "Run"
-Params = tuple[tuple[str, Any], ...]
 
 Device = Annotated[str, option(RUN, "auto (default), cpu, cuda or cuda:N.")]
 Dtype = Annotated[
