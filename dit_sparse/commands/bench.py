@@ -12,6 +12,7 @@ from dit_sparse.commands.options import OUTPUT, given, option
 from dit_sparse.commands.request import (
     check_guard,
     check_name,
+    check_set,
     of_case,
     parse_setting,
     split_case,
@@ -334,10 +335,7 @@ def _settings(
 ) -> list[Any]:  # fmt: skip
     """Return what `build` makes of the methods of --method and --case, of `default` without any."""
     names = _named(method) if method else []
-    if set and len(names) != 1:
-        raise ArgumentError("--set needs one --method: whose parameter is it?")
-    if any(parse_setting(text)[0] == "keep" for text in set or ()):
-        raise ArgumentError("--set keep=...: use --keep")
+    check_set(set, names)
     found = [made for name in names for made in build(name, _params(set or []))]
     for text in case or ():
         name, words = split_case(text)

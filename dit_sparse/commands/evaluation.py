@@ -14,7 +14,7 @@ from typing import Any
 from dit_sparse.commands.attention import Choice, choose
 from dit_sparse.commands.job import FPS, checked, file_name
 from dit_sparse.commands.loading import Loaded, loaded, prompts_of
-from dit_sparse.commands.request import Request, folder_for, of_case, parse_setting, split_case
+from dit_sparse.commands.request import Request, check_set, folder_for, of_case, split_case
 from dit_sparse.commands.sampling import Run, sample
 from dit_sparse.commands.screen import Bar, Screen, hushed
 from dit_sparse.commands.timing import at_least, numbers
@@ -227,16 +227,11 @@ class Order:
         """Return the cases of --method, or of all methods when no case was named at all."""
         from dit_sparse.bench.method import names
 
+        found = [n.strip() for n in self.method.split(",")] if self.method else []
+        check_set(self.set, found)
         if self.method is None and (self.case or self.cases or self.profile):
-            if self.set:
-                raise ArgumentError("--set needs one --method: whose parameter is it?")
             return []
-        found = [n.strip() for n in self.method.split(",")] if self.method else names()
-        if self.set and (self.method is None or len(found) != 1):
-            raise ArgumentError("--set needs one --method: whose parameter is it?")
-        if any(parse_setting(text)[0] == "keep" for text in self.set or ()):
-            raise ArgumentError("--set keep=...: use --keep")
-        return [of_name(name, self.set or [], self.request, model) for name in found]
+        return [of_name(name, self.set or [], self.request, model) for name in found or names()]
 
 
 class Surroundings(Hooks):

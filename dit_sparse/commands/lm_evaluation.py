@@ -14,7 +14,7 @@ from dit_sparse.commands.evaluation import of_name, of_text
 from dit_sparse.commands.lm_model import BUILT_IN, folder, load, locate
 from dit_sparse.commands.model import BUILT_IN as VIDEOS
 from dit_sparse.commands.model import device_of
-from dit_sparse.commands.request import Request, check_name, folder_for
+from dit_sparse.commands.request import Request, check_name, check_set, folder_for
 from dit_sparse.commands.screen import Screen, hushed
 from dit_sparse.commands.timing import at_least
 from dit_sparse.errors import ArgumentError
@@ -183,8 +183,7 @@ class Order:
         names = [name.strip() for name in (self.method or "").split(",") if name.strip()]
         for name in names:
             check_name(name)
-        if self.set and len(names) != 1:
-            raise ArgumentError("--set needs one --method: whose parameter is it?")
+        check_set(self.set, names, budget=True)
         made = [of_text(text, request, self.model) for text in self.case or ()]
         if self.set:
             made.append(of_name(names[0], self.set, request, self.model))

@@ -182,6 +182,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
         ) from None
 
 
+def check_set(settings: list[str] | None, names: list[str], budget: bool = False) -> None:
+    """Raise unless every --set belongs to one method, and none is its budget, or with `budget`.
+
+    names: the methods of --method.
+    """
+    if settings and len(names) != 1:
+        raise ArgumentError("--set needs one --method: whose parameter is it?")
+    if not budget and any(parse_setting(text)[0] == "keep" for text in settings or ()):
+        raise ArgumentError("--set keep=...: use --keep")
+
+
 def split_case(text: str) -> tuple[str, list[str]]:
     """Return the name and the settings KEY=VALUE of a --case such as `pisa order=0`."""
     try:
